@@ -1,0 +1,170 @@
+//! What is seen of the world at one moment.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Chassis, Epoch, Mark, MigrationUid, PortName, Signals, Timestamp};
+
+/// Everything a decision depends on, seen at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observed {
+    /// When.
+    pub now: Timestamp,
+    /// Whose handover.
+    pub identity: Identity,
+    /// A newer migration of the same VM has taken over: it is over, or knows where the guest goes.
+    /// The ports are that one's business now. A newer one that knows less leaves them to this one.
+    pub newer_migration: bool,
+    /// How the migration stands.
+    pub outcome: Outcome,
+    /// The chassis the guest leaves, once known.
+    pub source: Option<Chassis>,
+    /// The chassis the guest goes to, once known.
+    pub target: Option<Chassis>,
+    /// The chassis that earlier migrations of the VM left. A port still pinned to one of them was
+    /// left behind while no controller ran; it is nobody's choice.
+    pub former: Vec<Chassis>,
+    /// Whether the pod on the source holds no interface any more: it is gone, or was over long
+    /// enough ago for its network to have been torn down.
+    pub source_pod_gone: bool,
+    /// The same of the pod on the target.
+    pub target_pod_gone: bool,
+    /// What is known of the guest's whereabouts.
+    pub signals: Signals,
+    /// The VM's ports.
+    pub ports: Vec<Port>,
+    /// How far the chassis have followed the Northbound.
+    pub barrier: Barrier,
+    /// Moments that deadlines count from.
+    pub since: Since,
+    /// How long to wait for what may never come.
+    pub deadlines: Deadlines,
+}
+
+/// Which handover this is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The migration.
+    pub migration: MigrationUid,
+    /// Its epoch.
+    pub epoch: Epoch,
+}
+
+/// One end of the migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Side {
+    /// Where the guest was when the migration began.
+    Source,
+    /// Where it goes.
+    Target,
+}
+
+impl Side {
+    /// The other end.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Source => Self::Target,
+            Self::Target => Self::Source,
+        }
+    }
+}
+
+/// How the migration stands, fused from the objects that tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It may still go either way.
+    Running,
+    /// It is over and the guest runs on this side: it succeeded ([`Side::Target`]), or it failed
+    /// or was cancelled (usually [`Side::Source`]).
+    GuestOn(Side),
+    /// It is over and there is no guest any more.
+    GuestGone,
+}
+
+/// One Logical_Switch_Port of the VM with its Southbound binding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its name.
+    pub name: PortName,
+    /// What the Northbound asks for.
+    pub config: PortConfig,
+    /// What the Southbound reports.
+    pub binding: Binding,
+}
+
+/// The part of a Logical_Switch_Port that segue reads and writes.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct PortConfig {
+    /// `options:requested-chassis`, as it stands: a comma-separated list, the main chassis first.
+    pub requested_chassis: Option<String>,
+    /// `options:activation-strategy`.
+    pub activation_strategy: Option<String>,
+    /// segue's mark.
+    pub mark: Option<Mark>,
+}
+
+/// The part of a Port_Binding that segue observes, chassis by `Chassis.name`.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Binding {
+    /// `chassis`.
+    pub chassis: Option<String>,
+    /// `additional_chassis`.
+    pub additional: Vec<String>,
+}
+
+impl Binding {
+    /// Whether `chassis` is the port's only chassis.
+    pub fn is_only_on(&self, chassis: &Chassis) -> bool {
+        self.chassis.as_ref() == Some(&chassis.name) && self.additional.is_empty()
+    }
+
+    /// Whether `chassis` has claimed the port in either role.
+    pub fn is_claimed_by(&self, chassis: &Chassis) -> bool {
+        self.chassis.as_ref() == Some(&chassis.name) || self.additional.contains(&chassis.name)
+    }
+}
+
+/// How far the chassis have followed the Northbound.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Barrier {
+    /// `NB_Global.nb_cfg`.
+    pub nb_cfg: i64,
+    /// `Chassis_Private.nb_cfg` by chassis name, for every chassis there is.
+    pub applied: BTreeMap<String, i64>,
+}
+
+/// Moments that deadlines count from; absent what has not happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Since {
+    /// The barrier was written.
+    pub barrier: Option<Timestamp>,
+    /// The migration was first seen to be over.
+    pub outcome: Option<Timestamp>,
+}
+
+/// How long to wait for what may never come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// For chassis other than source and target to pass the barrier, counted from its writing. A
+    /// dead node must not hold up every migration of the cluster.
+    pub peers: Duration,
+    /// For the source to give the port up after a success, counted from the outcome. Then the
+    /// target is made the only chassis all the same: pods can linger.
+    pub release: Duration,
+    /// For the port to be bound where the guest runs, counted from the outcome, before the handover
+    /// is called [failed](crate::Phase::Failed).
+    pub establish: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            peers: Duration::from_secs(2),
+            release: Duration::from_secs(30),
+            establish: Duration::from_secs(90),
+        }
+    }
+}
