@@ -1,0 +1,531 @@
+//! The client: sends, receives, and makes the report.
+//!
+//! Two threads carry the packets, one for each direction, so that neither waits for the other; one more has the long
+//! stream and the new connections. [`Probe::start`] returns when the measurement has begun, [`Probe::finish`] ends it.
+//!
+//! ```no_run
+//! use dataplane_probe::run::{Config, Probe};
+//!
+//! let probe = Probe::start(Config::new("10.128.1.10:7000".parse()?))?;
+//! // … migrate …
+//! let outcome = probe.finish();
+//! println!("{} lost on the way to the VM", outcome.report.to_vm.lost);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod assemble;
+mod config;
+mod connections;
+mod control;
+mod events;
+mod histograms;
+mod receive;
+mod send;
+mod stream;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::clock::{MILLISECOND, monotonic_ns, nanos, realtime_ns, realtime_offset_ns};
+use crate::control::{Finished, Request};
+use crate::pace::Schedule;
+use crate::sys::{self, Batch, Wait};
+use crate::wire::{Body, MAX_PACKET, MIN_PACKET, Packet};
+pub use config::{Config, Error, MAX_RATE_HZ};
+use control::{Control, Failure};
+use events::Events;
+pub use histograms::Histograms;
+use receive::Receiving;
+use send::{Sending, Sent};
+
+/// Room for what comes in while the receiving thread waits for a processor.
+const RECEIVE_BUFFER: u32 = 8 << 20;
+/// How often the receiving thread looks whether it should end.
+const RECEIVE_TIMEOUT: Duration = Duration::from_millis(100);
+/// Between two greetings over UDP.
+const HELLO_EVERY: Duration = Duration::from_millis(50);
+/// Time for the threads to get ready before the first packet is due.
+const RUN_UP_NS: u64 = 5 * MILLISECOND;
+/// At least so long is waited for late duplicates after the last packet.
+const SETTLE: Duration = Duration::from_millis(250);
+/// A wall clock that moved by more than this over the run was set, not disciplined.
+const CLOCK_STEP_NS: u64 = MILLISECOND;
+
+/// Figures of a run in progress.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Packets sent to the reflector.
+    pub sent: u64,
+    /// Packets that it had received, when it last told.
+    pub reflector_received: u64,
+    /// Packets received from it.
+    pub received: u64,
+    /// Packets from it that are missing so far, not counting those after the newest.
+    pub missing: u64,
+    /// Nothing from it for this long.
+    pub silent_ns: u64,
+}
+
+/// What a run leaves behind.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The report.
+    pub report: crate::report::Report,
+    /// The distributions behind it.
+    pub histograms: Histograms,
+    /// What went wrong without touching the figures, as with the file of events.
+    pub warnings: Vec<String>,
+}
+
+/// A measurement in progress. Dropping it ends it without a report.
+#[derive(Debug)]
+pub struct Probe {
+    config: Config,
+    control: Control,
+    schedule_start: StartTimes,
+    sending: Sending,
+    receiving: Receiving,
+    tcp: Option<TcpThread>,
+    events: Events,
+}
+
+/// When it all began.
+#[derive(Debug, Clone, Copy)]
+struct StartTimes {
+    /// The first packet was due, wall clock.
+    started_ns: u64,
+    /// Wall clock less monotonic clock.
+    offset_ns: i64,
+}
+
+#[derive(Debug)]
+struct TcpThread {
+    stop: tokio::sync::watch::Sender<bool>,
+    thread: Option<JoinHandle<TcpOutcome>>,
+}
+
+#[derive(Debug, Default)]
+struct TcpOutcome {
+    stream: Option<stream::Outcome>,
+    connections: Option<connections::Outcome>,
+}
+
+/// What the end of a run brought together.
+struct Collected {
+    config: Config,
+    session: u64,
+    start: StartTimes,
+    sent: Sent,
+    received: receive::State,
+    account: Result<Account, Failure>,
+    tcp: TcpOutcome,
+    clock_moved_ns: u64,
+}
+
+/// The reflector's account.
+struct Account {
+    finished: Finished,
+    /// When it was asked for, wall clock: it is as of then or a moment later.
+    asked_ns: u64,
+}
+
+impl Probe {
+    /// Opens a session with the reflector, makes sure that TCP and UDP pass, and begins.
+    pub fn start(config: Config) -> Result<Self, Error> {
+        config.check()?;
+        let begun = Instant::now();
+        let deadline = begun + config.reach;
+        let session = sys::random().map_err(|source| Error::Local {
+            doing: "draw a random session".to_owned(),
+            source,
+        })?;
+        let control = Control::new(config.target, session);
+        let period_ns = config.period_ns();
+        let open = Request::Open {
+            session,
+            period_ns,
+            packet_bytes: config.packet_bytes,
+        };
+        control
+            .until(&open, deadline)
+            .map_err(|failure| failure.into_error(config.target, begun))?;
+        match Self::begin(&config, &control, deadline, begun) {
+            Ok((schedule_start, sending, receiving, tcp, events)) => Ok(Self {
+                config,
+                control,
+                schedule_start,
+                sending,
+                receiving,
+                tcp,
+                events,
+            }),
+            Err(error) => {
+                // The reflector forgets it anyway, in its own time.
+                let _ = control.once(&Request::Close { session });
+                Err(error)
+            }
+        }
+    }
+
+    /// The session, by which the reflector logs.
+    pub fn session(&self) -> u64 {
+        self.control.session()
+    }
+
+    /// When the first packet was due, wall clock.
+    pub fn started_ns(&self) -> u64 {
+        self.schedule_start.started_ns
+    }
+
+    /// How it goes.
+    pub fn progress(&self) -> Progress {
+        let received = self.receiving.state();
+        Progress {
+            sent: self.sending.sent(),
+            reflector_received: received.reflector_received(),
+            received: received.ledger.received(),
+            missing: received
+                .ledger
+                .highest()
+                .map_or(0, |highest| highest + 1 - received.ledger.received()),
+            silent_ns: received
+                .arrivals
+                .last_ns()
+                .map_or(0, |last| realtime_ns().saturating_sub(last)),
+        }
+    }
+
+    /// Whether the duration is over. Never, if there is none.
+    pub fn is_over(&self) -> bool {
+        self.sending.is_over()
+    }
+
+    /// Ends the measurement: stops both senders, waits for what is still on its way, collects the reflector's account.
+    ///
+    /// Takes at least a quarter of a second, usually not much more; [`Config::account_timeout`] and a few seconds when the
+    /// reflector cannot be reached.
+    pub fn finish(mut self) -> Outcome {
+        let sent = self.sending.stop();
+        if let Some(tcp) = &self.tcp {
+            tcp.stop.send_replace(true);
+        }
+        let account = self.drain(sent.count);
+        let tcp = self.tcp.take().map(TcpThread::join).unwrap_or_default();
+        let received = self.receiving.stop();
+        // The stream ended after the account was asked for, so its last word on retransmissions is newer.
+        let account = account.map(|account| self.with_last_retransmits(account, sent.count));
+        let _ = self.control.once(&Request::Close {
+            session: self.control.session(),
+        });
+        let clock_moved_ns = realtime_offset_ns().abs_diff(self.schedule_start.offset_ns);
+        let events = std::mem::take(&mut self.events);
+        let (report, histograms) = assemble::assemble(
+            Collected {
+                config: self.config.clone(),
+                session: self.control.session(),
+                start: self.schedule_start,
+                sent,
+                received,
+                account,
+                tcp,
+                clock_moved_ns,
+            },
+            &events,
+        );
+        let warnings = events.close().err().into_iter().collect();
+        Outcome {
+            report,
+            histograms,
+            warnings,
+        }
+    }
+
+    fn begin(
+        config: &Config,
+        control: &Control,
+        deadline: Instant,
+        begun: Instant,
+    ) -> Result<(StartTimes, Sending, Receiving, Option<TcpThread>, Events), Error> {
+        let local = |doing: &'static str| {
+            move |source| Error::Local {
+                doing: doing.to_owned(),
+                source,
+            }
+        };
+        let target = config.target;
+        let socket = open_udp(target).map_err(local("open a UDP socket"))?;
+        greet(&socket, control.session(), deadline)
+            .map_err(local("send UDP"))?
+            .then_some(())
+            .ok_or_else(|| Error::UdpUnreachable {
+                target,
+                waited: begun.elapsed(),
+            })?;
+        let stream = match config.stream_every {
+            Some(_) => Some(
+                control
+                    .open_stream(deadline)
+                    .map_err(|failure| failure.into_error(target, begun))?,
+            ),
+            None => None,
+        };
+        let events = match &config.events {
+            Some(path) => Events::to_file(path).map_err(|source| Error::Local {
+                doing: format!("write events to {}", path.display()),
+                source,
+            })?,
+            None => Events::default(),
+        };
+        let socket = Arc::new(socket);
+        let receiving = Receiving::start(
+            config,
+            control.session(),
+            Arc::clone(&socket),
+            events.sink(),
+        )
+        .map_err(local("start a thread"))?;
+        control
+            .until(
+                &Request::Start {
+                    session: control.session(),
+                },
+                deadline,
+            )
+            .map_err(|failure| failure.into_error(target, begun))?;
+        let offset_ns = realtime_offset_ns();
+        let start_ns = monotonic_ns() + RUN_UP_NS;
+        let started_ns = start_ns.saturating_add_signed(offset_ns);
+        receiving.expect_to_vm(started_ns);
+        let schedule = Schedule::new(start_ns, config.period_ns());
+        let sending = Sending::start(
+            config,
+            control.session(),
+            socket,
+            schedule,
+            started_ns,
+            events.sink(),
+        )
+        .map_err(local("start a thread"))?;
+        let tcp = TcpThread::start(
+            config,
+            control.session(),
+            stream,
+            start_ns,
+            offset_ns,
+            &events,
+        )
+        .map_err(local("start a thread"))?;
+        Ok((
+            StartTimes {
+                started_ns,
+                offset_ns,
+            },
+            sending,
+            receiving,
+            tcp,
+            events,
+        ))
+    }
+
+    /// Waits until everything that was sent has arrived, or for as long as it is to be waited.
+    fn drain(&self, to_vm_sent: u64) -> Result<Account, Failure> {
+        let begun = Instant::now();
+        let request = Request::Finish {
+            session: self.control.session(),
+            to_vm_sent,
+        };
+        loop {
+            let asked_ns = realtime_ns();
+            let finished = self.control.finished(
+                &request,
+                begun + self.config.account_timeout.max(self.config.drain),
+            )?;
+            self.receiving.expect_from_vm(asked_ns);
+            let waited = begun.elapsed();
+            let complete = finished.to_vm.lost == 0 && {
+                let state = self.receiving.state();
+                state.ledger.received() >= finished.from_vm_sent
+            };
+            if waited >= self.config.drain || (complete && waited >= SETTLE) {
+                return Ok(Account { finished, asked_ns });
+            }
+            thread::sleep(
+                SETTLE
+                    .min(self.config.drain.saturating_sub(waited))
+                    .min(Duration::from_millis(100)),
+            );
+        }
+    }
+
+    fn with_last_retransmits(&self, mut account: Account, to_vm_sent: u64) -> Account {
+        let request = Request::Finish {
+            session: self.control.session(),
+            to_vm_sent,
+        };
+        if self.config.stream_every.is_some()
+            && let Ok(last) = self.control.finished(&request, Instant::now())
+        {
+            account.finished.stream_retransmits = last.stream_retransmits;
+        }
+        account
+    }
+}
+
+impl TcpThread {
+    fn start(
+        config: &Config,
+        session: u64,
+        stream: Option<TcpStream>,
+        start_ns: u64,
+        offset_ns: i64,
+        events: &Events,
+    ) -> io::Result<Option<Self>> {
+        if stream.is_none() && config.connect_every.is_none() {
+            return Ok(None);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let begin = tokio::time::Instant::now()
+            + Duration::from_nanos(start_ns.saturating_sub(monotonic_ns()));
+        let clock = Clock {
+            begin,
+            begin_ns: start_ns.saturating_add_signed(offset_ns),
+        };
+        let stream = stream.zip(config.stream_every).map(|(socket, every)| {
+            stream::run(
+                socket,
+                every,
+                config.drain,
+                clock,
+                stopped.clone(),
+                events.sink(),
+            )
+        });
+        let connections = config.connect_every.map(|every| {
+            connections::run(
+                config.target,
+                session,
+                every,
+                config.connect_timeout,
+                clock,
+                stopped,
+                events.sink(),
+            )
+        });
+        let both = async move {
+            let maybe = |future: Option<_>| async {
+                if let Some(future) = future {
+                    Some(future.await)
+                } else {
+                    None
+                }
+            };
+            let other = |future: Option<_>| async {
+                if let Some(future) = future {
+                    Some(future.await)
+                } else {
+                    None
+                }
+            };
+            let (stream, connections) = tokio::join!(maybe(stream), other(connections));
+            TcpOutcome {
+                stream,
+                connections,
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("probe-tcp".into())
+            .spawn(move || runtime.block_on(both))?;
+        Ok(Some(Self {
+            stop,
+            thread: Some(thread),
+        }))
+    }
+
+    fn join(mut self) -> TcpOutcome {
+        self.stop.send_replace(true);
+        self.thread
+            .take()
+            .and_then(|thread| thread.join().ok())
+            .unwrap_or_default()
+    }
+}
+
+/// The time at which things on the TCP side are due, in tokio's terms and on the wall clock.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    begin: tokio::time::Instant,
+    begin_ns: u64,
+}
+
+impl Clock {
+    fn due(&self, number: u64, every: Duration) -> tokio::time::Instant {
+        self.begin + Duration::from_nanos(nanos(every).saturating_mul(number))
+    }
+
+    fn due_ns(&self, number: u64, every: Duration) -> u64 {
+        self.begin_ns
+            .saturating_add(nanos(every).saturating_mul(number))
+    }
+}
+
+/// A flag that a thread looks at.
+type Flag = Arc<AtomicBool>;
+
+fn raised(flag: &Flag) -> bool {
+    flag.load(Ordering::Relaxed)
+}
+
+fn open_udp(target: SocketAddr) -> io::Result<UdpSocket> {
+    let anywhere: IpAddr = if target.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let socket = UdpSocket::bind((anywhere, 0))?;
+    sys::observe_receives(socket.as_fd())?;
+    sys::set_receive_buffer(socket.as_fd(), RECEIVE_BUFFER)?;
+    socket.connect(target)?;
+    Ok(socket)
+}
+
+/// Sends greetings until one is answered; false if none was by the deadline.
+fn greet(socket: &UdpSocket, session: u64, deadline: Instant) -> io::Result<bool> {
+    let mut hello = [0; MIN_PACKET];
+    Packet {
+        session,
+        body: Body::Hello,
+    }
+    .encode(&mut hello);
+    let mut batch = Batch::new(MAX_PACKET);
+    socket.set_read_timeout(Some(HELLO_EVERY))?;
+    while Instant::now() < deadline {
+        let sent = Instant::now();
+        // An ICMP answer to an earlier one fails this call; the deadline decides, not the first error.
+        let failed = socket.send(&hello).is_err();
+        let count = batch
+            .receive(socket.as_fd(), Wait::UntilTimeout)
+            .unwrap_or(0);
+        let welcome = |packet: Packet| packet.session == session && packet.body == Body::Welcome;
+        if batch
+            .datagrams(count)
+            .any(|datagram| Packet::decode(datagram.bytes).is_ok_and(welcome))
+        {
+            socket.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
+            return Ok(true);
+        }
+        if failed || sent.elapsed() < HELLO_EVERY {
+            thread::sleep(HELLO_EVERY.saturating_sub(sent.elapsed()));
+        }
+    }
+    Ok(false)
+}
