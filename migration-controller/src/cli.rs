@@ -1,0 +1,174 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use handover::Deadlines;
+use ovsdb_rs::Endpoints;
+
+use crate::observe::Patience;
+
+/// Hands the OVN ports of a KubeVirt VM over to the node it migrates to.
+///
+/// Watches migrations, prepares the VM's logical switch ports on the target node before the guest
+/// gets there, and makes the node where the guest ends up their only place. What it does is on
+/// record in Handover objects (`kubectl get handovers -A`).
+///
+/// Kubernetes is found as kubectl finds it: KUBECONFIG, else ~/.kube/config, else the pod's service
+/// account.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) run: Option<RunArgs>,
+}
+
+/// What to do other than to run.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Print the custom resource definitions as YAML and exit.
+    Crd,
+}
+
+/// How to run.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RunArgs {
+    /// OVN Northbound: `tcp:HOST:PORT` or `unix:PATH`, several of a cluster separated by commas.
+    #[arg(long, env = "SEGUE_NB", value_name = "ENDPOINTS")]
+    pub(crate) nb: Endpoints,
+
+    /// OVN Southbound, likewise.
+    #[arg(long, env = "SEGUE_SB", value_name = "ENDPOINTS")]
+    pub(crate) sb: Endpoints,
+
+    /// Where to serve /metrics, /healthz and /readyz.
+    #[arg(
+        long,
+        env = "SEGUE_METRICS_ADDRESS",
+        value_name = "ADDRESS:PORT",
+        default_value = "[::]:9464"
+    )]
+    pub(crate) metrics_address: SocketAddr,
+
+    /// How log lines look. What is logged is chosen by RUST_LOG, for instance
+    /// `info,migration_controller=debug`.
+    #[arg(long, env = "SEGUE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+
+    /// How many VMs to work on at a time.
+    #[arg(long, env = "SEGUE_CONCURRENCY", value_name = "N", default_value_t = 8,
+        value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) concurrency: u16,
+
+    /// How long a port's readiness waits for chassis other than source and target to follow. A dead
+    /// node must not hold up every migration.
+    #[arg(long, env = "SEGUE_PEERS_DEADLINE", value_name = "SECONDS", default_value = "2", value_parser = seconds)]
+    pub(crate) peers_deadline: Duration,
+
+    /// How long after a migration's success to wait for the source to give the port up, before the
+    /// target becomes its only place all the same.
+    #[arg(long, env = "SEGUE_RELEASE_DEADLINE", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) release_deadline: Duration,
+
+    /// How long after a migration's end the port may take to be bound where the guest runs, before
+    /// the handover is called Failed. It still ends well if the world allows it later.
+    #[arg(long, env = "SEGUE_ESTABLISH_DEADLINE", value_name = "SECONDS", default_value = "90", value_parser = seconds)]
+    pub(crate) establish_deadline: Duration,
+
+    /// How long after its last container a finished pod may still hold its network interface.
+    #[arg(long, env = "SEGUE_POD_GONE_GRACE", value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub(crate) pod_gone_grace: Duration,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl RunArgs {
+    pub(crate) fn patience(&self) -> Patience {
+        Patience {
+            deadlines: Deadlines {
+                peers: self.peers_deadline,
+                release: self.release_deadline,
+                establish: self.establish_deadline,
+            },
+            pod_gone_grace: self.pod_gone_grace,
+        }
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "expected a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from([&["migration-controller"], args].concat())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn endpoints_are_required_to_run_and_only_then() {
+        let error = parse(&["--nb", "tcp:127.0.0.1:6641"])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("--sb <ENDPOINTS>"), "{error}");
+        assert!(matches!(
+            parse(&["crd"]).unwrap().command,
+            Some(Command::Crd)
+        ));
+    }
+
+    #[test]
+    fn a_wrong_endpoint_is_named() {
+        let error = parse(&["--nb", "127.0.0.1:6641", "--sb", "unix:/s"])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("--nb") && error.contains("127.0.0.1:6641"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn deadlines_take_fractions_and_refuse_nonsense() {
+        let run = |deadline| {
+            parse(&[
+                "--nb",
+                "unix:/n",
+                "--sb",
+                "unix:/s",
+                "--peers-deadline",
+                deadline,
+            ])
+        };
+        let patience = run("0.5").unwrap().run.unwrap().patience();
+        assert_eq!(patience.deadlines.peers, Duration::from_millis(500));
+        assert!(run("-1").is_err());
+        assert!(run("soon").is_err());
+    }
+}

@@ -1,0 +1,265 @@
+//! The watches that fill a [`Cluster`].
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use handover::VmName;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::core::DeserializeGuard;
+use kube::runtime::watcher::{Config, Event};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::store::object_name;
+use super::{Cluster, LauncherPod, NodeChassis, Seen, State, Store, Stored};
+use crate::api::Handover;
+use crate::kubevirt::{VirtualMachineInstance, VirtualMachineInstanceMigration, keys};
+
+/// How long one watch request lasts. A connection that went dead without a word is noticed only when
+/// its request should have ended, and until then what migrates goes unseen.
+const WATCH_SECONDS: u32 = 30;
+
+/// What is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Kind {
+    /// VirtualMachineInstance.
+    Vmi,
+    /// VirtualMachineInstanceMigration.
+    Migration,
+    /// Handover.
+    Handover,
+    /// The pods of guests.
+    Pod,
+    /// Node.
+    Node,
+}
+
+/// Who hears of changes.
+pub(crate) trait Listener: Send + Sync + 'static {
+    /// Something that these VMs' handovers depend on changed.
+    fn vms_changed(&self, vms: BTreeSet<VmName>);
+
+    /// Something that every open handover may depend on changed.
+    fn world_changed(&self);
+
+    /// Everything may have changed.
+    fn everything_changed(&self);
+
+    /// An object could not be read.
+    fn malformed(&self, kind: Kind);
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Vmi,
+        Self::Migration,
+        Self::Handover,
+        Self::Pod,
+        Self::Node,
+    ];
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vmi => "VirtualMachineInstance",
+            Self::Migration => "VirtualMachineInstanceMigration",
+            Self::Handover => "Handover",
+            Self::Pod => "Pod",
+            Self::Node => "Node",
+        })
+    }
+}
+
+/// One kind's watch: how its objects are stored.
+struct Watch<K, T> {
+    kind: Kind,
+    api: Api<DeserializeGuard<K>>,
+    config: Config,
+    convert: fn(K) -> T,
+    store: fn(&mut State) -> &mut Store<T>,
+}
+
+/// Watches everything into `cluster` until `stop`.
+pub(crate) fn watch_all(
+    client: &Client,
+    cluster: &Arc<Cluster>,
+    listener: &Arc<impl Listener>,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<()>,
+) {
+    let spawn = Spawn {
+        client,
+        cluster,
+        listener,
+        stop,
+    };
+    let all = Config::default().timeout(WATCH_SECONDS);
+    let launchers = all
+        .clone()
+        .labels(&format!("{}={}", keys::APP, keys::LAUNCHER));
+    spawn.watch::<VirtualMachineInstance, _>(
+        tasks,
+        Kind::Vmi,
+        all.clone(),
+        |vmi| vmi,
+        |s| &mut s.vmis,
+    );
+    spawn.watch::<VirtualMachineInstanceMigration, _>(
+        tasks,
+        Kind::Migration,
+        all.clone(),
+        |migration| migration,
+        |state| &mut state.migrations,
+    );
+    spawn.watch::<Handover, _>(
+        tasks,
+        Kind::Handover,
+        all.clone(),
+        |handover| handover,
+        |state| &mut state.handovers,
+    );
+    spawn.watch::<Pod, _>(tasks, Kind::Pod, launchers, LauncherPod::from, |s| {
+        &mut s.pods
+    });
+    spawn.watch::<Node, _>(tasks, Kind::Node, all, NodeChassis::from, |s| &mut s.nodes);
+}
+
+struct Spawn<'a, L> {
+    client: &'a Client,
+    cluster: &'a Arc<Cluster>,
+    listener: &'a Arc<L>,
+    stop: &'a CancellationToken,
+}
+
+impl<L: Listener> Spawn<'_, L> {
+    fn watch<K, T: Stored>(
+        &self,
+        tasks: &mut JoinSet<()>,
+        kind: Kind,
+        config: Config,
+        convert: fn(K) -> T,
+        store: fn(&mut State) -> &mut Store<T>,
+    ) where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    {
+        let watch = Watch {
+            kind,
+            api: Api::all(self.client.clone()),
+            config,
+            convert,
+            store,
+        };
+        let run = watch.run(self.cluster.clone(), self.listener.clone());
+        let stop = self.stop.clone();
+        tasks.spawn(async move {
+            stop.run_until_cancelled(run).await;
+        });
+    }
+}
+
+impl<K, T> Watch<K, T>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    T: Stored,
+{
+    async fn run(self, cluster: Arc<Cluster>, listener: Arc<impl Listener>) {
+        let kind = self.kind;
+        let mut events = watcher(self.api.clone(), self.config.clone())
+            .default_backoff()
+            .boxed();
+        let mut listed = Vec::new();
+        while let Some(event) = events.next().await {
+            let event = match event {
+                Ok(event) => event,
+                Err(error) => {
+                    let error = &error as &(dyn std::error::Error + 'static);
+                    tracing::warn!(%kind, error, "watch failed; trying again");
+                    continue;
+                }
+            };
+            match event {
+                Event::Init => listed.clear(),
+                Event::InitApply(object) => listed.push(self.see(object, listener.as_ref())),
+                Event::InitDone => {
+                    let all = std::mem::take(&mut listed);
+                    tracing::debug!(%kind, objects = all.len(), "listed");
+                    self.change(
+                        &cluster,
+                        listener.as_ref(),
+                        |store| store.replace(all),
+                        true,
+                    );
+                }
+                Event::Apply(object) => {
+                    let seen = self.see(object, listener.as_ref());
+                    self.change(
+                        &cluster,
+                        listener.as_ref(),
+                        |store| store.apply(seen),
+                        false,
+                    );
+                }
+                Event::Delete(object) => {
+                    let seen = self.see(object, listener.as_ref());
+                    self.change(
+                        &cluster,
+                        listener.as_ref(),
+                        |store| store.delete(&seen),
+                        false,
+                    );
+                }
+            }
+        }
+    }
+
+    fn see(&self, object: DeserializeGuard<K>, listener: &impl Listener) -> Seen<T> {
+        match object.0 {
+            Ok(mut object) => {
+                // Who wrote which field: often the larger half of an object, and of no use here.
+                object.meta_mut().managed_fields = None;
+                Seen::Valid(Arc::new((self.convert)(object)))
+            }
+            Err(invalid) => {
+                let (namespace, name) = object_name(&invalid.metadata);
+                tracing::warn!(
+                    kind = %self.kind, namespace, name, error = invalid.error,
+                    "object cannot be read; its VM's handovers wait until it can"
+                );
+                listener.malformed(self.kind);
+                Seen::Malformed {
+                    meta: Box::new(invalid.metadata),
+                    error: invalid.error.into(),
+                }
+            }
+        }
+    }
+
+    /// Changes the store, and tells the listener about the VMs concerned before and after.
+    fn change(
+        &self,
+        cluster: &Cluster,
+        listener: &impl Listener,
+        change: impl FnOnce(&mut Store<T>) -> Vec<super::Key>,
+        listed: bool,
+    ) {
+        let (vms, newly_synced) = {
+            let mut state = cluster.write();
+            let keys = change((self.store)(&mut state));
+            let newly_synced = listed && state.synced.insert(self.kind);
+            (state.vms(&keys), newly_synced)
+        };
+        if newly_synced {
+            listener.everything_changed();
+        } else if self.kind == Kind::Node {
+            listener.world_changed();
+        }
+        listener.vms_changed(vms);
+    }
+}

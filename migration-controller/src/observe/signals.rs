@@ -1,0 +1,74 @@
+//! Signs of where the guest is, as they are seen.
+
+use handover::{GuestPlace, Identity, Side, SignalKind, SignalSource};
+
+use super::{Ending, Inputs, own_mark, pods, port};
+use crate::api::{HandoverSpec, HandoverStatus, TimelineStep};
+use crate::kubevirt::MigrationState;
+use crate::ovn::{PortRow, read_config};
+
+/// Records the signals that are there and have not been recorded.
+pub(super) fn note(
+    inputs: &Inputs<'_>,
+    state: Option<&MigrationState>,
+    spec: &HandoverSpec,
+    ending: &Ending,
+    identity: &Identity,
+    status: &mut HandoverStatus,
+) {
+    let target = spec.target.as_ref();
+    let activated = |row: &PortRow| {
+        let chassis = target.and_then(|target| target.chassis.as_ref());
+        chassis.is_some_and(|chassis| is_activated(row, chassis, identity))
+    };
+    let ready = state.is_some_and(|state| state.target_node_domain_ready_timestamp.is_some());
+    let annotated = pods::of_target(inputs, spec)
+        .iter()
+        .any(|pod| pod.says_target_ready());
+    let node = inputs.objects.vmi.as_ref().and_then(|vmi| vmi.node_name());
+    let arrived = state.is_some() && target.is_some_and(|target| node == Some(&target.node));
+    let ended = *ending == Ending::On(Side::Target);
+    let seen = [
+        (inputs.ports.iter().any(activated), SignalSource::Activation),
+        (ready, SignalSource::DomainReady),
+        (annotated, SignalSource::PodAnnotation),
+        (arrived || ended, SignalSource::MigrationEnd),
+    ];
+    for (_, source) in seen.into_iter().filter(|(seen, _)| *seen) {
+        status.note_signal(SignalKind::ResumedOnTarget, source, inputs.now);
+    }
+    // A guest that never left has not come back.
+    let left = status.signals().guest() != GuestPlace::Source;
+    if *ending == Ending::On(Side::Source) && left {
+        status.note_signal(
+            SignalKind::ResumedOnSource,
+            SignalSource::MigrationEnd,
+            inputs.now,
+        );
+    }
+    let signals = status.signals.clone();
+    for (kind, step) in [
+        (SignalKind::Paused, TimelineStep::Paused),
+        (SignalKind::ResumedOnTarget, TimelineStep::Resumed),
+    ] {
+        if let Some(first) = signals.iter().find(|seen| seen.kind == kind) {
+            status.take_step_once(step, first.at);
+        }
+    }
+}
+
+/// Whether the target's ovn-controller has opened the port for this handover.
+///
+/// The option outlives the migration it was set in until the port is claimed again, so it counts
+/// only where this handover holds the port and the target has it as an additional chassis.
+fn is_activated(row: &PortRow, chassis: &str, identity: &Identity) -> bool {
+    let ours = || {
+        let config = read_config(row).ok()?;
+        own_mark(&port(row, config), identity)
+            .is_some()
+            .then_some(())
+    };
+    row.activated.contains(chassis)
+        && row.binding.additional.iter().any(|name| name == chassis)
+        && ours().is_some()
+}

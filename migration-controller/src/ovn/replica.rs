@@ -1,0 +1,296 @@
+//! Replicas of the tables that handovers read, and views of them per VM.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use handover::{Barrier, Binding, Mark, PortName, VmName};
+use ovsdb_rs::{
+    Client, Condition, Error, Event, Index, Replica, ReplicaBuilder, Snapshot, SyncState,
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::owner::{Owners, candidates, owner};
+use super::tables::{NORTHBOUND, SOUTHBOUND};
+use super::{Chassis, ChassisPrivate, LogicalSwitchPort, NbGlobal, PortBinding};
+use crate::cluster::Listener;
+
+/// Southbound `Port_Binding.options` key: chassis that have activated the port, comma-separated.
+/// Source: ovn-sb(5).
+const ACTIVATED: &str = "additional-chassis-activated";
+
+/// Both databases.
+pub(crate) struct Databases {
+    nb: Replica,
+    sb: Replica,
+    ports_by_vm: Index<LogicalSwitchPort, VmName>,
+    ports_by_name: Index<LogicalSwitchPort, String>,
+    ports_by_migration: Index<LogicalSwitchPort, String>,
+    bindings_by_port: Index<PortBinding, String>,
+    chassis_by_name: Index<Chassis, String>,
+}
+
+/// The databases as one VM's handovers see them at one moment.
+pub(crate) struct View {
+    sb: Snapshot,
+    chassis_by_name: Index<Chassis, String>,
+    /// The VM's ports, by name.
+    pub(crate) ports: Vec<PortRow>,
+    /// The row of `NB_Global` and its `nb_cfg`.
+    pub(crate) nb_global: Option<(Uuid, i64)>,
+}
+
+/// One port of a VM, as it stands in both databases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PortRow {
+    /// The row of the Logical_Switch_Port.
+    pub(crate) uuid: Uuid,
+    /// Its name.
+    pub(crate) name: PortName,
+    /// `options`.
+    pub(crate) options: BTreeMap<String, String>,
+    /// `external_ids`.
+    pub(crate) external_ids: BTreeMap<String, String>,
+    /// Its binding in the Southbound.
+    pub(crate) binding: Binding,
+    /// Names of the chassis that activated it.
+    pub(crate) activated: BTreeSet<String>,
+}
+
+// === impl Databases ===
+
+impl Databases {
+    /// Starts both replicas; they synchronise by themselves.
+    pub(crate) fn start(nb: &Client, sb: &Client) -> Result<Self, Error> {
+        let mut northbound = Replica::builder(NORTHBOUND)
+            .table::<LogicalSwitchPort>()
+            .table::<NbGlobal>();
+        let ports_by_vm = northbound.index(candidates);
+        let ports_by_name = northbound.index(|port: &LogicalSwitchPort| [port.name.clone()]);
+        let ports_by_migration = northbound
+            .index(|port: &LogicalSwitchPort| port.external_ids.get(Mark::MIGRATION).cloned());
+        let mut southbound = southbound();
+        let bindings_by_port =
+            southbound.index(|binding: &PortBinding| [binding.logical_port.clone()]);
+        let chassis_by_name = southbound.index(chassis_names);
+        Ok(Self {
+            nb: northbound.start(nb)?,
+            sb: southbound.start(sb)?,
+            ports_by_vm,
+            ports_by_name,
+            ports_by_migration,
+            bindings_by_port,
+            chassis_by_name,
+        })
+    }
+
+    /// Whether both replicas follow their servers.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.nb.is_synced() && self.sb.is_synced()
+    }
+
+    /// What keeps each replica from following its server; nothing when both do.
+    pub(crate) fn troubles(&self) -> Vec<String> {
+        [(NORTHBOUND, &self.nb), (SOUTHBOUND, &self.sb)]
+            .into_iter()
+            .filter_map(
+                |(database, replica)| match &*replica.sync_state().borrow() {
+                    SyncState::Synced => None,
+                    SyncState::Refused(reason) => Some(format!("{database}: {reason}")),
+                    SyncState::Stale => Some(format!("{database}: connection lost")),
+                    _ => Some(format!("{database}: not read yet")),
+                },
+            )
+            .collect()
+    }
+
+    /// The synchronisation state of each database, by name.
+    pub(crate) fn replicas(&self) -> [(&'static str, &Replica); 2] {
+        [("northbound", &self.nb), ("southbound", &self.sb)]
+    }
+
+    /// What the VM's handovers see: its own ports, and those that bear the mark of one of
+    /// `migrations`, whoever they belong to by now.
+    pub(crate) fn view(
+        &self,
+        vm: &VmName,
+        migrations: &BTreeSet<String>,
+        owners: &impl Owners,
+    ) -> View {
+        let (nb, sb) = (self.nb.snapshot(), self.sb.snapshot());
+        let owned = nb
+            .lookup(&self.ports_by_vm, vm)
+            .into_iter()
+            .filter(|(_, port)| owner(port, owners).as_ref().unwrap_or(vm) == vm);
+        let marked = migrations
+            .iter()
+            .flat_map(|uid| nb.lookup(&self.ports_by_migration, uid));
+        let ports: BTreeMap<_, _> = owned.chain(marked).collect();
+        let mut ports: Vec<_> = ports
+            .into_iter()
+            .map(|(uuid, port)| self.port_row(&sb, uuid, &port))
+            .collect();
+        ports.sort_by(|a, b| a.name.cmp(&b.name));
+        let nb_global = nb.rows::<NbGlobal>();
+        View {
+            ports,
+            nb_global: nb_global.first().map(|(uuid, row)| (*uuid, row.nb_cfg)),
+            sb,
+            chassis_by_name: self.chassis_by_name,
+        }
+    }
+
+    fn port_row(&self, sb: &Snapshot, uuid: Uuid, port: &LogicalSwitchPort) -> PortRow {
+        let name = |uuid: &Uuid| Some(sb.get::<Chassis>(uuid)?.name.clone());
+        let found = sb.lookup(&self.bindings_by_port, &port.name);
+        let binding = found.first().map(|(_, binding)| binding);
+        let activated = binding.and_then(|binding| binding.options.get(ACTIVATED));
+        PortRow {
+            uuid,
+            name: PortName::new(&port.name),
+            options: port.options.clone(),
+            external_ids: port.external_ids.clone(),
+            binding: binding
+                .map(|binding| Binding {
+                    chassis: binding.chassis.as_ref().and_then(name),
+                    additional: binding.additional_chassis.iter().filter_map(name).collect(),
+                })
+                .unwrap_or_default(),
+            activated: activated
+                .into_iter()
+                .flat_map(|list| list.split(','))
+                .map(|chassis| chassis.trim().to_owned())
+                .collect(),
+        }
+    }
+
+    /// The VMs whose ports bear a mark of segue's.
+    pub(crate) fn marked_vms(&self, owners: &impl Owners) -> BTreeSet<VmName> {
+        self.nb
+            .rows::<LogicalSwitchPort>()
+            .iter()
+            .filter(|(_, port)| port.external_ids.contains_key(Mark::OWNER))
+            .filter_map(|(_, port)| likely_owner(port, owners))
+            .collect()
+    }
+
+    /// Follows the Northbound's changes until `stop`.
+    pub(crate) async fn follow_northbound(
+        &self,
+        listener: &impl Listener,
+        owners: &impl Owners,
+        stop: &CancellationToken,
+    ) {
+        let (_, mut changes) = self.nb.subscribe();
+        while let Some(Some(event)) = stop.run_until_cancelled(changes.next()).await {
+            let Event::Changes(set) = event else {
+                listener.everything_changed();
+                continue;
+            };
+            let mut vms = BTreeSet::new();
+            for change in &set.changes {
+                if let Some(port) = change.of::<LogicalSwitchPort>() {
+                    let rows = port.old.iter().chain(&port.new);
+                    vms.extend(rows.filter_map(|row| likely_owner(row, owners)));
+                } else if change.of::<NbGlobal>().is_some() {
+                    listener.world_changed();
+                }
+            }
+            listener.vms_changed(vms);
+        }
+    }
+
+    /// Follows the Southbound's changes until `stop`.
+    pub(crate) async fn follow_southbound(
+        &self,
+        listener: &impl Listener,
+        owners: &impl Owners,
+        stop: &CancellationToken,
+    ) {
+        let (_, mut changes) = self.sb.subscribe();
+        while let Some(Some(event)) = stop.run_until_cancelled(changes.next()).await {
+            let Event::Changes(set) = event else {
+                listener.everything_changed();
+                continue;
+            };
+            let mut vms = BTreeSet::new();
+            let mut world = false;
+            for change in &set.changes {
+                let Some(binding) = change.of::<PortBinding>() else {
+                    world = true;
+                    continue;
+                };
+                for row in binding.old.iter().chain(&binding.new) {
+                    let ports = self.nb.lookup(&self.ports_by_name, &row.logical_port);
+                    vms.extend(
+                        ports
+                            .iter()
+                            .filter_map(|(_, port)| likely_owner(port, owners)),
+                    );
+                }
+            }
+            if world {
+                listener.world_changed();
+            }
+            listener.vms_changed(vms);
+        }
+    }
+}
+
+/// The owner of a port; of a marked one whose VM is gone, the VM that it most likely had.
+fn likely_owner(port: &LogicalSwitchPort, owners: &impl Owners) -> Option<VmName> {
+    let marked = port.external_ids.contains_key(Mark::OWNER);
+    let fallback = || candidates(port).into_iter().next().filter(|_| marked);
+    owner(port, owners).or_else(fallback)
+}
+
+fn southbound() -> ReplicaBuilder {
+    Replica::builder(SOUTHBOUND)
+        // Ports of machines only: patch, router and localnet ports outnumber them in some clusters.
+        .table_where::<PortBinding>([Condition::eq("type", "")])
+        .table::<Chassis>()
+        .table::<ChassisPrivate>()
+}
+
+fn chassis_names(chassis: &Chassis) -> BTreeSet<String> {
+    let names = [&chassis.name, &chassis.hostname];
+    names
+        .into_iter()
+        .filter(|name| !name.is_empty())
+        .cloned()
+        .collect()
+}
+
+// === impl View ===
+
+impl View {
+    /// The chassis that is called this, by name or hostname.
+    ///
+    /// A name outranks a hostname: names are unique, hostnames need not be.
+    pub(crate) fn chassis(&self, name: &str) -> Option<handover::Chassis> {
+        let found = self.sb.lookup(&self.chassis_by_name, name);
+        let by_name = found.iter().find(|(_, chassis)| chassis.name == name);
+        let (_, chassis) = by_name.or(found.first())?;
+        Some(handover::Chassis::new(&chassis.name, &chassis.hostname))
+    }
+
+    /// How far the chassis have followed the Northbound.
+    pub(crate) fn barrier(&self) -> Barrier {
+        let follows = |row: &ChassisPrivate| {
+            let chassis = row
+                .chassis
+                .as_ref()
+                .and_then(|uuid| self.sb.get::<Chassis>(uuid));
+            chassis.is_some_and(|chassis| !chassis.is_remote())
+        };
+        Barrier {
+            nb_cfg: self.nb_global.map_or(0, |(_, nb_cfg)| nb_cfg),
+            applied: self
+                .sb
+                .rows::<ChassisPrivate>()
+                .into_iter()
+                .filter(|(_, row)| follows(row))
+                .map(|(_, row)| (row.name.clone(), row.nb_cfg))
+                .collect(),
+        }
+    }
+}

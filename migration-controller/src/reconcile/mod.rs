@@ -1,0 +1,372 @@
+//! One VM's handovers, observed, decided, written and recorded.
+
+mod news;
+mod plan;
+mod queue;
+mod record;
+mod save;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use handover::{Decision, VmName, decide};
+use kube::Client;
+use kube::runtime::events::Recorder;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Moment;
+use crate::cluster::{Cluster, Kind, Listener, VmObjects};
+use crate::metrics::Metrics;
+use crate::observe::{Ending, Inputs, Observation, Patience, observe, preflight};
+use crate::ovn::{Databases, Owners, View, Writer, Written};
+
+use queue::Queue;
+use record::Record;
+
+/// How many writes one look at a VM may lead to before others get their turn. A handover needs five.
+const MAX_WRITES: usize = 8;
+
+/// What reconciling needs.
+pub(crate) struct Reconciler {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) databases: Arc<Databases>,
+    pub(crate) writer: Arc<Writer>,
+    pub(crate) client: Client,
+    pub(crate) recorder: Recorder,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) work: Arc<Work>,
+    pub(crate) patience: Patience,
+    /// Records that the API server does not have yet, by the migration's UID.
+    pub(crate) unsaved: Mutex<BTreeMap<String, Record>>,
+}
+
+/// Which VMs need a look, fed by the watches and the replicas.
+pub(crate) struct Work {
+    queue: Queue<VmName>,
+    /// VMs with an open handover: what changes the world concerns them.
+    active: Mutex<HashSet<VmName>>,
+    cluster: Arc<Cluster>,
+    metrics: Arc<Metrics>,
+    databases: std::sync::OnceLock<Arc<Databases>>,
+}
+
+/// One handover, looked at.
+struct Case {
+    record: Record,
+    seen: Observation,
+    decision: Decision,
+}
+
+/// When to look again.
+#[derive(Default)]
+struct Again {
+    /// At this moment, even if nothing changes.
+    at: Option<Moment>,
+    /// Soon: something went wrong.
+    retry: bool,
+    /// Handovers are open.
+    open: bool,
+}
+
+// === impl Work ===
+
+impl Work {
+    pub(crate) fn new(cluster: Arc<Cluster>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            queue: Queue::default(),
+            active: Mutex::default(),
+            cluster,
+            metrics,
+            databases: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// Where marks of vanished migrations are looked for.
+    pub(crate) fn attach(&self, databases: Arc<Databases>) {
+        // A second database is none: the first call counts.
+        let _ = self.databases.set(databases);
+    }
+
+    /// How many VMs wait for a worker.
+    pub(crate) fn depth(&self) -> usize {
+        self.queue.depth()
+    }
+
+    fn active(&self) -> MutexGuard<'_, HashSet<VmName>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Listener for Work {
+    fn vms_changed(&self, vms: BTreeSet<VmName>) {
+        for vm in vms {
+            self.queue.push(vm);
+        }
+    }
+
+    fn world_changed(&self) {
+        let active: Vec<_> = self.active().iter().cloned().collect();
+        for vm in active {
+            self.queue.push(vm);
+        }
+    }
+
+    fn everything_changed(&self) {
+        let marked = self
+            .databases
+            .get()
+            .map(|databases| databases.marked_vms(&*self.cluster));
+        let all = self.cluster.vms_to_handle();
+        self.vms_changed(all.into_iter().chain(marked.unwrap_or_default()).collect());
+    }
+
+    fn malformed(&self, kind: Kind) {
+        self.metrics.malformed(kind);
+    }
+}
+
+impl Owners for Cluster {
+    fn knows(&self, vm: &VmName) -> bool {
+        Cluster::knows(self, vm)
+    }
+}
+
+// === impl Reconciler ===
+
+impl Reconciler {
+    /// Starts the workers; they finish what they have in hand when `stop` is cancelled.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        workers: usize,
+        stop: &CancellationToken,
+        tasks: &mut JoinSet<()>,
+    ) {
+        for _ in 0..workers {
+            let (this, stop) = (self.clone(), stop.clone());
+            tasks.spawn(async move {
+                while let Some(vm) = stop.run_until_cancelled(this.work.queue.next()).await {
+                    this.work_on(&vm).await;
+                    this.work.queue.done(&vm);
+                }
+            });
+        }
+    }
+
+    async fn work_on(&self, vm: &VmName) {
+        // Before anything is looked at: what changes the world meanwhile must come back to this VM.
+        self.work.active().insert(vm.clone());
+        let begin = Instant::now();
+        let again = self.reconcile(vm).await;
+        self.metrics.reconciled(begin.elapsed());
+        if !again.open && !again.retry {
+            self.work.active().remove(vm);
+        }
+        if again.retry {
+            self.work.queue.retry(vm.clone());
+            return;
+        }
+        self.work.queue.forgive(vm);
+        if let Some(at) = again.at {
+            let delay = at.seconds_since(Moment::now()).max(0.0);
+            self.work
+                .queue
+                .push_after(vm.clone(), Duration::from_secs_f64(delay));
+        }
+    }
+
+    /// Whether there is a reason to do nothing: somebody else writes, or not all is known.
+    fn is_blind(&self) -> bool {
+        !(self.writer.is_leader() && self.cluster.is_synced() && self.databases.is_synced())
+    }
+
+    async fn reconcile(&self, vm: &VmName) -> Again {
+        let mut again = Again::default();
+        let mut records = BTreeMap::new();
+        for _ in 0..MAX_WRITES {
+            if self.is_blind() {
+                // What ends the blindness looks at everything again.
+                return again;
+            }
+            let objects = self.cluster.vm(vm);
+            if !objects.malformed.is_empty() {
+                again.retry = !self.hold(vm, &objects).await;
+                again.open = true;
+                return again;
+            }
+            let (view, cases) = self.look(vm, &objects, &mut records);
+            again = summary(&cases);
+            let Some(case) = cases.iter().find(|case| case.decision.write.is_some()) else {
+                break;
+            };
+            match self.write(vm, case, &view).await {
+                Written::Committed => {
+                    if let (Some(record), Some(write)) =
+                        (records.get_mut(case.record.uid()), &case.decision.write)
+                    {
+                        record.stepped(write.step, Moment::now());
+                    }
+                }
+                // The row's news is on its way and brings this VM back; a pause in case it is not.
+                Written::Refused(_) | Written::Indeterminate(_) | Written::Failed(_) => {
+                    again.retry = true;
+                    break;
+                }
+                Written::NotLeader => return again,
+            }
+        }
+        // Of what is no longer worked on there is nothing left to store: its migration is gone, and its
+        // namespace may be.
+        self.unsaved()
+            .retain(|uid, record| !record.is_of(vm) || records.contains_key(uid));
+        if !self.save_all(records).await {
+            again.retry = true;
+        }
+        again
+    }
+
+    /// Observes and decides every handover of the VM, the newest first. `records` carries what was
+    /// learned from one look to the next.
+    fn look(
+        &self,
+        vm: &VmName,
+        objects: &VmObjects,
+        records: &mut BTreeMap<String, Record>,
+    ) -> (View, Vec<Case>) {
+        let now = Moment::now();
+        let view = self
+            .databases
+            .view(vm, &plan::migrations(objects, records), &*self.cluster);
+        let chassis_of = |node: &str| {
+            let annotated = || view.chassis(&self.cluster.chassis_annotation(node)?);
+            view.chassis(node).or_else(annotated)
+        };
+        let unsaved = self.unsaved().clone();
+        plan::load(vm, objects, &view.ports, &unsaved, &chassis_of, records);
+        let mut order: Vec<_> = records.values().cloned().collect();
+        order.sort_by_key(|record| std::cmp::Reverse(record.spec.epoch));
+        let barrier = view.barrier();
+        let mut cases: Vec<Case> = Vec::new();
+        let mut newer_migration = false;
+        for (position, mut record) in order.into_iter().enumerate() {
+            let before = record.clone();
+            let inputs = Inputs {
+                now,
+                objects,
+                migration: before.migration.as_deref(),
+                newer_migration,
+                former: &plan::former(&record, objects, &chassis_of),
+                ports: &view.ports,
+                barrier: barrier.clone(),
+                chassis_of: &chassis_of,
+                patience: self.patience,
+            };
+            let seen = observe(&inputs, &mut record.spec, &mut record.status);
+            newer_migration |= takes_over(&seen);
+            if before.status.phase.is_final() && !plan::reopens(&before, &seen, position == 0) {
+                continue;
+            }
+            let decision = decide(&seen.observed);
+            if !plan::is_worth_it(&record, &decision) {
+                records.remove(record.uid());
+                continue;
+            }
+            if let Some(vmi) = &objects.vmi {
+                record.preflight(vmi, preflight(vmi), now);
+            }
+            record.reflect(&decision, &seen, now);
+            records.insert(record.uid().to_owned(), record.clone());
+            cases.push(Case {
+                record,
+                seen,
+                decision,
+            });
+        }
+        (view, cases)
+    }
+
+    async fn write(&self, vm: &VmName, case: &Case, view: &View) -> Written {
+        let Some(write) = &case.decision.write else {
+            return Written::Committed;
+        };
+        let step = write.step;
+        let migration = case.record.uid();
+        let comment = format!("segue: {step} for migration {migration} of {vm}");
+        let begin = Instant::now();
+        let written = self.writer.write(write, view, &comment).await;
+        let took = begin.elapsed();
+        self.metrics.wrote(step, &written, took);
+        let name = &case.record.name;
+        match &written {
+            Written::Committed => tracing::info!(%vm, migration = name, %step, ?took, "written"),
+            Written::Refused(why) => {
+                tracing::debug!(%vm, migration = name, %step, why, "refused; looking again");
+            }
+            Written::NotLeader => tracing::warn!(%vm, migration = name, %step, "the lock is lost"),
+            Written::Indeterminate(why) => {
+                tracing::warn!(%vm, migration = name, %step, why, "may be written; looking again");
+            }
+            Written::Failed(why) => {
+                tracing::error!(%vm, migration = name, %step, why, "not written; trying again");
+            }
+        }
+        written
+    }
+
+    /// Nothing is concluded from objects that cannot be read; the open records say so. Says whether
+    /// they could.
+    async fn hold(&self, vm: &VmName, objects: &VmObjects) -> bool {
+        let message = objects.malformed.join("; ");
+        tracing::warn!(%vm, why = message, "handovers wait");
+        let mut records = BTreeMap::new();
+        plan::refresh(objects, &self.unsaved(), &mut records);
+        records.retain(|_, record| !record.status.phase.is_final());
+        for record in records.values_mut() {
+            record.degrade(Some(("MalformedObject", message.clone())), Moment::now());
+        }
+        self.save_all(records).await
+    }
+
+    /// Forgets what only this process knows.
+    pub(crate) fn forget(&self) {
+        self.unsaved().clear();
+    }
+
+    fn unsaved(&self) -> MutexGuard<'_, BTreeMap<String, Record>> {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the ports are this migration's business, and no longer that of an older one: it is over,
+/// or knows where the guest goes. Until then the guest is where the older one left it, and that one
+/// may finish.
+fn takes_over(seen: &Observation) -> bool {
+    match seen.ending {
+        Ending::On(_) | Ending::Elsewhere(_) => true,
+        Ending::Running => seen.observed.source.is_some() && seen.observed.target.is_some(),
+        Ending::Gone => false,
+    }
+}
+
+fn summary(cases: &[Case]) -> Again {
+    let deadlines = cases.iter().flat_map(|case| {
+        let wake = case.decision.wake_at.and_then(|at| {
+            let millis = i64::try_from(at.0).ok()?;
+            jiff::Timestamp::from_millisecond(millis)
+                .ok()
+                .map(Moment::from_jiff)
+        });
+        [wake, case.seen.recheck]
+    });
+    Again {
+        at: deadlines.flatten().min(),
+        retry: false,
+        open: cases
+            .iter()
+            .any(|case| !case.record.status.phase.is_final()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

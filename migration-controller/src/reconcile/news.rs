@@ -1,0 +1,127 @@
+//! What happened, in an operator's words.
+
+use handover::{Phase, SignalKind};
+use kube::runtime::events::EventType;
+
+use super::record::{GUEST_GONE, Record};
+use crate::api::Place;
+
+/// Something to tell on the migration object.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct News {
+    /// Whether it needs attention.
+    pub(crate) warning: bool,
+    /// In a word, for programs.
+    pub(crate) reason: &'static str,
+    /// In a sentence.
+    pub(crate) note: String,
+    /// The phase that began with it.
+    pub(crate) entered: Option<Phase>,
+    /// The phase that ended with it, and how many seconds it had lasted.
+    pub(crate) ended: Option<(Phase, f64)>,
+}
+
+impl News {
+    /// A handover entered its phase.
+    pub(super) fn phase(record: &Record, ended: Option<(Phase, f64)>) -> Self {
+        let ports = match record.spec.ports.len() {
+            0 => "no port".to_owned(),
+            _ => record.spec.ports.join(", "),
+        };
+        let source = node(record.spec.source.as_ref());
+        let target = node(record.spec.target.as_ref());
+        let status = &record.status;
+        let message = status.message.clone().unwrap_or_default();
+        let why = status.failure_reason.clone().unwrap_or_default();
+        let armed = status.step(crate::api::TimelineStep::Armed).is_some()
+            || status.step(crate::api::TimelineStep::Settled).is_some();
+        let (reason, note) = match status.phase {
+            Phase::Pending => ("NetworkPending", format!("network handover: {message}")),
+            Phase::Preparing => (
+                "NetworkPreparing",
+                format!("preparing the network on {target} for the guest of {source}: {ports}"),
+            ),
+            Phase::Ready => (
+                "NetworkReady",
+                format!("the network on {target} is ready for the guest: {ports}"),
+            ),
+            Phase::Switching => ("GuestPaused", format!("the guest paused on {source}")),
+            Phase::Switched => {
+                let resumed =
+                    |seen: &&crate::api::SignalSeen| seen.kind == SignalKind::ResumedOnTarget;
+                let by = status.signals.iter().find(resumed);
+                let by = by.map_or_else(String::new, |seen| format!(" (told by {})", seen.source));
+                ("GuestMoved", format!("the guest runs on {target}{by}"))
+            }
+            Phase::Finalising => (
+                "NetworkFinalising",
+                format!("the migration is over; {target} becomes the only place of {ports}"),
+            ),
+            Phase::Succeeded if why.is_empty() => (
+                "NetworkHandedOver",
+                format!("the network is on {target} alone: {ports}"),
+            ),
+            Phase::Succeeded => ("NetworkHandedOver", why),
+            Phase::RollingBack if why == GUEST_GONE => (
+                "NetworkRollingBack",
+                format!("{why}; the ports get back what was set before: {ports}"),
+            ),
+            Phase::RollingBack => (
+                "NetworkRollingBack",
+                format!("{why}; {source} becomes the only place of {ports} again"),
+            ),
+            Phase::RolledBack if armed => (
+                "NetworkRolledBack",
+                format!("{why}; the network is as it was: {ports}"),
+            ),
+            Phase::RolledBack => (
+                "NetworkUnchanged",
+                format!("{why}; the network had not been touched"),
+            ),
+            Phase::Failed => ("NetworkHandoverFailed", format!("{why}: {message}")),
+        };
+        Self {
+            warning: status.phase == Phase::Failed,
+            reason,
+            note,
+            entered: Some(status.phase),
+            ended,
+        }
+    }
+
+    /// Something keeps the handover from acting.
+    pub(super) fn trouble(note: String) -> Self {
+        Self::warn("NetworkNeedsAttention", note)
+    }
+
+    /// The VM has an interface that will not keep its connections.
+    pub(super) fn incompatible(note: String) -> Self {
+        Self::warn("ConnectionsWillBreak", note)
+    }
+
+    fn warn(reason: &'static str, note: String) -> Self {
+        Self {
+            warning: true,
+            reason,
+            note,
+            entered: None,
+            ended: None,
+        }
+    }
+
+    /// Its kind as Kubernetes has it.
+    pub(crate) fn event_type(&self) -> EventType {
+        if self.warning {
+            EventType::Warning
+        } else {
+            EventType::Normal
+        }
+    }
+}
+
+fn node(place: Option<&Place>) -> String {
+    place.map_or_else(
+        || "an unknown node".to_owned(),
+        |place| format!("node {}", place.node),
+    )
+}

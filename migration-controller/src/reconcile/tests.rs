@@ -1,0 +1,403 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use handover::{
+    Barrier, Binding, Chassis, Deadlines, Epoch, Mark, MigrationUid, Original, Phase, PortName,
+    Side, VmName, decide,
+};
+use serde_json::{Value, json};
+
+use super::plan;
+use super::record::Record;
+use crate::api::{
+    Condition, ConditionStatus, ConditionType, Handover, HandoverStatus, Moment, TimelineStep,
+};
+use crate::cluster::VmObjects;
+use crate::kubevirt::{VirtualMachineInstance, VirtualMachineInstanceMigration};
+use crate::observe::{Ending, Incompatible, Inputs, Observation, Patience, observe};
+use crate::ovn::PortRow;
+
+fn from<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+fn moment(text: &str) -> Moment {
+    Moment::from_jiff(text.parse().unwrap())
+}
+
+fn vm() -> VmName {
+    VmName::new("tenant", "w0")
+}
+
+fn vmi(status: &Value) -> Arc<VirtualMachineInstance> {
+    Arc::new(from(json!({ "spec": {}, "status": status,
+        "metadata": { "name": "w0", "namespace": "tenant", "uid": "v-1" } })))
+}
+
+fn migration(uid: &str, created: &str, phase: &str) -> Arc<VirtualMachineInstanceMigration> {
+    Arc::new(from(
+        json!({ "spec": { "vmiName": "w0" }, "status": { "phase": phase },
+        "metadata": { "name": uid, "namespace": "tenant", "uid": uid,
+            "creationTimestamp": created } }),
+    ))
+}
+
+fn handover(uid: &str, epoch: i64, phase: Phase) -> Arc<Handover> {
+    Arc::new(from(json!({
+        "metadata": { "name": uid, "namespace": "tenant" },
+        "spec": { "vm": { "name": "w0", "uid": "v-1" }, "migration": { "name": uid, "uid": uid },
+            "epoch": epoch, "source": { "node": "n1", "chassis": "c1" },
+            "target": { "node": "n2", "chassis": "c2" } },
+        "status": { "phase": phase, "phaseSince": "2026-09-01T10:00:00Z" },
+    })))
+}
+
+fn mark(uid: &str, epoch: u64) -> Mark {
+    Mark {
+        migration: MigrationUid::new(uid),
+        epoch: Epoch(epoch),
+        source: "c1".into(),
+        target: "c2".into(),
+        original: Original::default(),
+        barrier: None,
+        source_released: false,
+    }
+}
+
+fn port(mark: Option<&Mark>) -> PortRow {
+    let ids = mark.map(Mark::to_external_ids).unwrap_or_default();
+    PortRow {
+        uuid: uuid::Uuid::nil(),
+        name: PortName::new("w0.tenant"),
+        options: BTreeMap::new(),
+        external_ids: ids
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
+        binding: Binding::default(),
+        activated: BTreeSet::new(),
+    }
+}
+
+fn chassis_of(node: &str) -> Option<Chassis> {
+    let number = node.strip_prefix('n')?;
+    Some(Chassis::new(format!("c{number}"), node))
+}
+
+fn load(objects: &VmObjects, ports: &[PortRow]) -> BTreeMap<String, Record> {
+    let mut records = BTreeMap::new();
+    plan::load(
+        &vm(),
+        objects,
+        ports,
+        &BTreeMap::new(),
+        &chassis_of,
+        &mut records,
+    );
+    records
+}
+
+fn look(record: &mut Record, objects: &VmObjects, ports: &[PortRow]) -> Observation {
+    let migration = record.migration.clone();
+    let inputs = Inputs {
+        now: moment("2026-09-01T10:10:00Z"),
+        objects,
+        migration: migration.as_deref(),
+        newer_migration: false,
+        former: &[],
+        ports,
+        barrier: Barrier::default(),
+        chassis_of: &chassis_of,
+        patience: Patience {
+            deadlines: Deadlines::default(),
+            pod_gone_grace: std::time::Duration::from_mins(1),
+        },
+    };
+    observe(&inputs, &mut record.spec, &mut record.status)
+}
+
+const SECOND: &str = "2026-09-01T10:00:00Z";
+
+fn second() -> i64 {
+    SECOND.parse::<jiff::Timestamp>().unwrap().as_second()
+}
+
+// === Which handovers there are ===
+
+#[test]
+fn a_new_migrations_epoch_is_above_all_that_are_known() {
+    let objects = VmObjects {
+        migrations: vec![migration("m-1", SECOND, "Pending")],
+        ..VmObjects::default()
+    };
+    assert_eq!(load(&objects, &[])["m-1"].spec.epoch, second());
+
+    let later = second() + 100;
+    let objects = VmObjects {
+        handovers: vec![handover("m-0", later, Phase::Succeeded)],
+        ..objects
+    };
+    assert_eq!(load(&objects, &[])["m-1"].spec.epoch, later + 1);
+
+    let later = u64::try_from(later).unwrap() + 50;
+    let marked = port(Some(&mark("m-0", later)));
+    assert_eq!(
+        load(&objects, &[marked])["m-1"].spec.epoch(),
+        Epoch(later + 1)
+    );
+}
+
+#[test]
+fn migrations_of_one_second_have_epochs_in_their_order() {
+    let objects = VmObjects {
+        migrations: vec![
+            migration("m-1", SECOND, "Pending"),
+            migration("m-2", SECOND, "Pending"),
+        ],
+        ..VmObjects::default()
+    };
+    let records = load(&objects, &[]);
+    assert!(records["m-1"].spec.epoch < records["m-2"].spec.epoch);
+}
+
+#[test]
+fn a_deleted_handover_is_made_again_with_the_epoch_on_its_ports() {
+    let objects = VmObjects {
+        migrations: vec![migration("m-1", SECOND, "Running")],
+        ..VmObjects::default()
+    };
+    let records = load(&objects, &[port(Some(&mark("m-1", 42)))]);
+    assert_eq!(records["m-1"].spec.epoch, 42);
+    assert!(records["m-1"].is_spec_stale());
+}
+
+#[test]
+fn history_gets_no_record() {
+    let told = json!({ "nodeName": "n2", "migrationState": { "migrationUid": "m-2",
+        "sourceNode": "n1", "targetNode": "n2", "completed": true } });
+    let objects = VmObjects {
+        vmi: Some(vmi(&told)),
+        migrations: vec![
+            migration("m-1", SECOND, "Succeeded"),
+            migration("m-2", "2026-09-01T11:00:00Z", "Succeeded"),
+        ],
+        ..VmObjects::default()
+    };
+    let worth = |row: PortRow| {
+        let mut records = load(&objects, std::slice::from_ref(&row));
+        assert!(!records.contains_key("m-1"));
+        let record = records.get_mut("m-2").unwrap();
+        let seen = look(record, &objects, &[row]);
+        plan::is_worth_it(record, &decide(&seen.observed))
+    };
+    let mut fine = port(None);
+    fine.binding.chassis = Some("c2".into());
+    assert!(!worth(fine.clone()));
+    // The controller was away for all of it, and the port is pinned to where the guest was.
+    fine.options.insert("requested-chassis".into(), "c1".into());
+    assert!(worth(fine));
+}
+
+#[test]
+fn a_mark_without_a_migration_or_a_handover_is_an_orphan() {
+    let objects = VmObjects {
+        vmi: Some(vmi(&json!({ "nodeName": "n2" }))),
+        ..VmObjects::default()
+    };
+    let row = port(Some(&mark("m-9", 42)));
+    let mut records = load(&objects, std::slice::from_ref(&row));
+    let record = records.get_mut("m-9").unwrap();
+    assert!(record.orphan);
+    let seen = look(record, &objects, &[row]);
+    assert_eq!(seen.ending, Ending::On(Side::Target));
+    let write = decide(&seen.observed).write.unwrap();
+    assert_eq!(
+        write.ports[0].config.requested_chassis.as_deref(),
+        Some("c2")
+    );
+}
+
+#[test]
+fn an_orphans_guest_may_be_on_neither_node_or_gone() {
+    let row = port(Some(&mark("m-9", 42)));
+    let ending = |vmi: Option<Arc<VirtualMachineInstance>>| {
+        let objects = VmObjects {
+            vmi,
+            ..VmObjects::default()
+        };
+        let mut records = load(&objects, std::slice::from_ref(&row));
+        look(
+            records.get_mut("m-9").unwrap(),
+            &objects,
+            std::slice::from_ref(&row),
+        )
+        .ending
+    };
+    let elsewhere = vmi(&json!({ "nodeName": "n3" }));
+    assert_eq!(ending(Some(elsewhere)), Ending::Elsewhere("n3".into()));
+    assert_eq!(ending(None), Ending::Gone);
+}
+
+#[test]
+fn what_was_learned_outlives_a_failed_save() {
+    let objects = VmObjects {
+        migrations: vec![migration("m-1", SECOND, "Running")],
+        handovers: vec![handover("m-1", 7, Phase::Pending)],
+        ..VmObjects::default()
+    };
+    let mut learned = Record::of(&objects.handovers[0], None);
+    let at = moment("2026-09-01T10:00:05Z");
+    learned.status.take_step(TimelineStep::Armed, at);
+    let unsaved = BTreeMap::from([("m-1".to_owned(), learned)]);
+    let mut records = BTreeMap::new();
+    plan::load(&vm(), &objects, &[], &unsaved, &chassis_of, &mut records);
+    let record = &records["m-1"];
+    assert_eq!(record.status.step(TimelineStep::Armed), Some(at));
+    assert!(record.migration.is_some() && record.is_status_stale() && !record.is_spec_stale());
+}
+
+#[test]
+fn a_finished_handover_reopens_only_for_what_it_must_answer_for() {
+    // (its phase, the mark on the port, the VM's node, whether it is the newest, whether it reopens)
+    let cases = [
+        (Phase::Succeeded, None, "n2", true, false),
+        (Phase::Succeeded, Some(mark("m-1", 7)), "n2", false, true),
+        (Phase::Succeeded, Some(mark("m-0", 6)), "n2", true, true),
+        (Phase::Succeeded, Some(mark("m-0", 6)), "n2", false, false),
+        (Phase::Succeeded, Some(mark("m-2", 8)), "n2", true, false),
+        (Phase::RolledBack, None, "n1", true, false),
+        (Phase::RolledBack, None, "n2", true, true),
+        (Phase::RolledBack, None, "n2", false, false),
+    ];
+    for (phase, mark, node, newest, reopens) in cases {
+        let failed = phase == Phase::RolledBack;
+        let objects = VmObjects {
+            vmi: Some(vmi(&json!({ "nodeName": node }))),
+            migrations: vec![migration(
+                "m-1",
+                SECOND,
+                if failed { "Failed" } else { "Succeeded" },
+            )],
+            handovers: vec![handover("m-1", 7, phase)],
+            ..VmObjects::default()
+        };
+        let row = port(mark.as_ref());
+        let mut records = load(&objects, std::slice::from_ref(&row));
+        let record = records.get_mut("m-1").unwrap();
+        let seen = look(record, &objects, &[row]);
+        let found = plan::reopens(record, &seen, newest);
+        assert_eq!(
+            found, reopens,
+            "{phase}, {mark:?}, on {node}, newest: {newest}"
+        );
+    }
+}
+
+#[test]
+fn only_a_migration_that_succeeded_left_its_source() {
+    let left = |phase: Phase| {
+        let objects = VmObjects {
+            handovers: vec![handover("m-0", 3, phase)],
+            ..VmObjects::default()
+        };
+        let record = Record::of(&handover("m-1", 7, Phase::Pending), None);
+        plan::former(&record, &objects, &chassis_of)
+    };
+    assert_eq!(left(Phase::Succeeded), [Chassis::new("c1", "")]);
+    assert!(left(Phase::RolledBack).is_empty());
+}
+
+// === The record ===
+
+#[test]
+fn a_handover_keeps_its_owner_when_that_is_gone() {
+    let stored = handover("m-1", 7, Phase::Ready);
+    let fresh = Record::of(&stored, Some(&migration("m-1", SECOND, "Running")));
+    let owners = fresh.owners();
+    assert_eq!(owners[0].uid, "m-1");
+    assert_eq!(owners[0].block_owner_deletion, None);
+    let mut stored = Handover::clone(&stored);
+    stored.metadata.owner_references = Some(owners.clone());
+    assert_eq!(Record::of(&Arc::new(stored), None).owners(), owners);
+}
+
+fn news(record: &Record) -> Vec<&'static str> {
+    record.news.iter().map(|news| news.reason).collect()
+}
+
+#[test]
+fn a_phase_is_news_once() {
+    let objects = VmObjects {
+        vmi: Some(vmi(&json!({ "nodeName": "n1" }))),
+        migrations: vec![migration("m-1", SECOND, "Failed")],
+        handovers: vec![handover("m-1", 7, Phase::Ready)],
+        ..VmObjects::default()
+    };
+    let mut records = load(&objects, &[port(None)]);
+    let record = records.get_mut("m-1").unwrap();
+    let now = moment("2026-09-01T10:10:00Z");
+    for _ in 0..2 {
+        let seen = look(record, &objects, &[port(None)]);
+        let decision = decide(&seen.observed);
+        record.reflect(&decision, &seen, now);
+    }
+    assert_eq!(news(record), ["NetworkUnchanged"]);
+    let [news] = &record.news[..] else {
+        unreachable!()
+    };
+    assert_eq!(news.ended, Some((Phase::Ready, 600.0)));
+    assert_eq!(record.status.phase, Phase::RolledBack);
+    assert_eq!(record.status.step(TimelineStep::RolledBack), Some(now));
+    let complete = Condition::find(&record.status.conditions, ConditionType::Complete).unwrap();
+    assert_eq!(complete.status, ConditionStatus::True);
+    assert!(record.status.failure_reason.is_some());
+}
+
+#[test]
+fn trouble_is_news_once_and_passes() {
+    let mut record = Record::of(&handover("m-1", 7, Phase::Ready), None);
+    let now = moment(SECOND);
+    for _ in 0..2 {
+        record.degrade(Some(("DamagedMark", "port p".into())), now);
+    }
+    assert_eq!(news(&record), ["NetworkNeedsAttention"]);
+    assert!(record.news[0].warning);
+    record.degrade(None, now);
+    let degraded = Condition::find(&record.status.conditions, ConditionType::Degraded).unwrap();
+    assert_eq!(degraded.status, ConditionStatus::False);
+    record.degrade(Some(("DamagedMark", "port p".into())), now);
+    assert_eq!(record.news.len(), 2);
+}
+
+#[test]
+fn what_the_network_cannot_save_is_said_once() {
+    let mut record = Record::of(&handover("m-1", 7, Phase::Pending), None);
+    let found = || {
+        Some(Incompatible {
+            reason: "Masquerade",
+            message: "interface a".into(),
+        })
+    };
+    for _ in 0..2 {
+        record.preflight(&vmi(&json!({})), found(), moment(SECOND));
+    }
+    assert_eq!(news(&record), ["ConnectionsWillBreak"]);
+}
+
+#[test]
+fn what_agents_measured_is_not_the_controllers_to_write() {
+    let stored = handover("m-1", 7, Phase::Ready);
+    let measured = HandoverStatus {
+        pause_ms: Some(42.0),
+        ..stored.status.clone().unwrap()
+    };
+    let stored = Arc::new(Handover {
+        status: Some(measured),
+        ..Handover::clone(&stored)
+    });
+    let mut record = Record::of(&stored, None);
+    assert!(!record.is_status_stale());
+    record.status.phase = Phase::Switched;
+    assert!(record.is_status_stale());
+    assert_eq!(record.owned_status().pause_ms, None);
+}
