@@ -1,0 +1,70 @@
+//! The command line.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use scenarios::lab::{
+    ProcessId,
+    node::{self, InitStage},
+};
+
+use crate::{cli_lab, cli_run, cli_serve};
+
+/// Runs real live migrations on a real lab and reports what the guest's peers saw.
+///
+/// The lab is OVN, Open vSwitch, libvirt and QEMU on several hosts that are namespaces of this machine. It needs root,
+/// changes nothing outside its own namespaces, and is removed without a trace.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Brings the lab up, takes it down, looks into it.
+    Lab(cli_lab::LabArgs),
+    /// Runs scenarios on a lab of their own, and reports what the guests' peers saw.
+    ///
+    /// Exits with 0 when every check of every scenario held, with 1 otherwise.
+    Run(cli_run::RunArgs),
+    /// Runs as the first process of a host.
+    #[command(name = node::INIT_VERB, hide = true)]
+    NodeInit {
+        #[arg(long, value_enum, default_value_t)]
+        stage: InitStage,
+        spec: String,
+    },
+    /// Runs the Kubernetes of a lab that is left running.
+    #[command(name = cli_serve::VERB, hide = true)]
+    LabServe(cli_serve::ServeArgs),
+    /// Runs a command inside a host.
+    #[command(name = node::EXEC_VERB, hide = true)]
+    NodeExec {
+        #[arg(long)]
+        init: ProcessId,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> ExitCode {
+        let result = match self.command {
+            Command::Lab(args) => cli_lab::run(args),
+            Command::Run(args) => cli_run::run(&args),
+            Command::LabServe(args) => cli_serve::serve(&args),
+            // These two change namespaces of the calling thread, so no runtime may have started.
+            Command::NodeInit { stage, spec } => serde_json::from_str(&spec)
+                .map_err(Into::into)
+                .and_then(|spec| node::run_init(stage, &spec))
+                .map(|()| ExitCode::SUCCESS),
+            Command::NodeExec { init, command } => node::run_in_node(init, &command),
+        };
+        result.unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        })
+    }
+}

@@ -1,0 +1,188 @@
+//! From the probe's figures to the report's.
+
+use dataplane_probe::report as probe;
+use serde::{Deserialize, Serialize};
+
+/// What happened to the packets of one direction.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Direction {
+    /// Time between two packets.
+    pub period_us: u64,
+    /// Packets sent.
+    pub sent: u64,
+    /// Different packets received.
+    pub received: u64,
+    /// Packets never received.
+    pub lost: u64,
+    /// The longest run of consecutive losses.
+    pub longest_loss_ms: f64,
+    /// Copies beyond the first.
+    pub duplicated: u64,
+    /// Packets that came after a newer one.
+    pub reordered: u64,
+    /// The longest time between two arrivals, less one period. Null if nothing arrived.
+    pub service_gap_ms: Option<f64>,
+}
+
+impl From<&probe::Direction> for Direction {
+    fn from(measured: &probe::Direction) -> Self {
+        Self {
+            period_us: measured.period_us,
+            sent: measured.sent,
+            received: measured.received,
+            lost: measured.lost,
+            longest_loss_ms: measured.longest_loss_ms,
+            duplicated: measured.duplicated,
+            reordered: measured.reordered,
+            service_gap_ms: measured.service_gap_ms,
+        }
+    }
+}
+
+/// The long TCP stream.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tcp {
+    /// It was never broken, and everything sent came back.
+    pub survived: bool,
+    /// The longest time without data, less one period.
+    pub longest_stall_ms: f64,
+    /// Segments retransmitted, both directions.
+    pub retransmits: u64,
+}
+
+impl Tcp {
+    /// Of a run of the probe; nothing at all where it was switched off.
+    pub(crate) fn of(measured: &probe::Report) -> Self {
+        measured.tcp.as_ref().map(Into::into).unwrap_or_default()
+    }
+}
+
+impl From<&probe::Tcp> for Tcp {
+    fn from(measured: &probe::Tcp) -> Self {
+        Self {
+            survived: measured.survived,
+            longest_stall_ms: measured.longest_stall_ms,
+            retransmits: measured.retransmits,
+        }
+    }
+}
+
+/// New TCP connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewConnections {
+    /// Connections attempted.
+    pub attempted: u64,
+    /// Connections not answered in time.
+    pub failed: u64,
+}
+
+impl NewConnections {
+    /// Of a run of the probe; nothing at all where it was switched off.
+    pub(crate) fn of(measured: &probe::Report) -> Self {
+        measured
+            .new_connections
+            .as_ref()
+            .map(Into::into)
+            .unwrap_or_default()
+    }
+}
+
+impl From<&probe::NewConnections> for NewConnections {
+    fn from(measured: &probe::NewConnections) -> Self {
+        Self {
+            attempted: measured.attempted,
+            failed: measured.failed,
+        }
+    }
+}
+
+/// The hypervisor's own part of an interruption, in nanoseconds of Unix time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interruption {
+    /// The guest paused.
+    pub paused_ns: u64,
+    /// The guest resumed.
+    pub resumed_ns: u64,
+    /// The guest's first frame after it resumed.
+    pub first_frame_ns: u64,
+}
+
+/// What the network added: N = G − P − W, the larger of both directions, with G the longest gap
+/// between arrivals that the pause lies in or touches. Returns N and its error: a period, and what
+/// the probe says its gap may be off by.
+///
+/// Gaps elsewhere are not the migration's: on a busy machine the longest of a run may be one. Where
+/// the probe's own sender in the guest took longer to come to itself than the guest took to send a
+/// first frame of any kind, that longer time counts as W: the network had nothing to carry.
+pub fn network_added_ms(
+    to_vm: &probe::Direction,
+    from_vm: &probe::Direction,
+    interruption: Interruption,
+) -> Option<(f64, f64)> {
+    let Interruption {
+        paused_ns,
+        resumed_ns,
+        first_frame_ns,
+    } = interruption;
+    let pause_ms = ratio(resumed_ns.checked_sub(paused_ns)?, 1e6);
+    let wake_ms = ratio(first_frame_ns.checked_sub(resumed_ns)?, 1e6);
+    let touches = |gap: &&probe::Gap| gap.start_ns <= resumed_ns && gap.end_ns >= paused_ns;
+    let added = |direction: &probe::Direction| {
+        let gaps = direction.gaps.iter().filter(touches);
+        let gap = gaps.max_by(|one, other| one.ms.total_cmp(&other.ms))?;
+        let added = gap.ms - pause_ms - wake_ms.max(gap.sender_late_ms);
+        Some((added, ratio(direction.period_us, 1e3) + gap.error_ms))
+    };
+    [to_vm, from_vm]
+        .into_iter()
+        .filter_map(added)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "durations of a migration are far below 2^52 of their units"
+)]
+fn ratio(value: u64, unit: f64) -> f64 {
+    value as f64 / unit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn direction(gaps: &[(u64, u64)]) -> probe::Direction {
+        let gaps = gaps.iter().map(|&(start, end)| probe::Gap {
+            start_ns: start * MS,
+            end_ns: end * MS,
+            ms: ratio(end - start - 1, 1.0),
+            error_ms: 0.5,
+            sender_late_ms: 0.0,
+            open: false,
+        });
+        probe::Direction {
+            period_us: 1_000,
+            gaps: gaps.collect(),
+            ..probe::Direction::default()
+        }
+    }
+
+    #[test]
+    fn the_gap_around_the_pause_counts_and_nothing_is_clamped() {
+        let interruption = Interruption {
+            paused_ns: 1_000 * MS,
+            resumed_ns: 1_050 * MS,
+            first_frame_ns: 1_060 * MS,
+        };
+        let added = |to_vm: &[(u64, u64)], from_vm: &[(u64, u64)]| {
+            network_added_ms(&direction(to_vm), &direction(from_vm), interruption)
+        };
+        assert_eq!(added(&[(999, 1_061)], &[(999, 1_075)]), Some((15.0, 1.5)));
+        assert_eq!(added(&[(999, 1_059)], &[]), Some((-1.0, 1.5)));
+        let elsewhere = (2_000, 2_500);
+        assert_eq!(added(&[elsewhere, (1_000, 1_061)], &[]), Some((0.0, 1.5)));
+        assert_eq!(added(&[elsewhere], &[]), None);
+    }
+}

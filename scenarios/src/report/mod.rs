@@ -1,0 +1,152 @@
+//! What a run of a scenario measured: `segue.report/v1`.
+//!
+//! Times are counted from the guest's pause, in microseconds, by the lab machine's clock: every
+//! node of the lab is a namespace of that machine, so there is one clock. Durations are in
+//! milliseconds. Absent steps and figures are null.
+
+mod figures;
+mod table;
+
+use serde::{Deserialize, Serialize};
+
+use crate::scenario::{Outcome, Topology};
+
+pub use figures::{Direction, Interruption, NewConnections, Tcp, network_added_ms};
+pub use table::render;
+
+/// The name and version of the format. Within it fields are only ever added.
+pub const SCHEMA: &str = "segue.report/v1";
+
+/// One scenario's run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// Name of the scenario.
+    pub scenario: String,
+    /// Whether every check held.
+    pub passed: bool,
+    /// What it ran on.
+    pub environment: Environment,
+    /// The migrations, in the order they began.
+    pub migrations: Vec<Migration>,
+    /// Measurements without a migration.
+    pub measurements: Vec<Measurement>,
+    /// What was checked, in order.
+    pub checks: Vec<Check>,
+}
+
+/// What a run ran on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Version of OVN.
+    pub ovn: String,
+    /// Version of Open vSwitch.
+    pub ovs: String,
+    /// Version of QEMU.
+    pub qemu: String,
+    /// Version of libvirt.
+    pub libvirt: String,
+    /// Version of the Kubernetes API server.
+    pub kubernetes: String,
+    /// `tcg` (software emulation) or `kvm`.
+    pub accel: String,
+    /// Processors of the machine.
+    pub cpus: usize,
+    /// Kernel release of the machine.
+    pub kernel: String,
+}
+
+/// One migration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Migration {
+    /// `namespace/name` of the VM.
+    pub vm: String,
+    /// Node it left.
+    pub source: String,
+    /// Node it went to.
+    pub target: String,
+    /// How its network is laid out.
+    pub topology: Topology,
+    /// Who handed it over.
+    pub strategy: String,
+    /// How the handover ended.
+    pub outcome: Outcome,
+    /// When what happened.
+    pub timeline_us: Timeline,
+    /// STOP on the source to RESUME, from QEMU's own events.
+    pub pause_ms: Option<f64>,
+    /// RESUME to the guest's first frame on the target's tap.
+    pub guest_wake_ms: Option<f64>,
+    /// The longest service gap of either direction around the pause, less pause and guest wake. Not
+    /// clamped.
+    pub network_added_ms: Option<f64>,
+    /// By how much `network_added_ms` may be off in either direction.
+    pub network_added_error_ms: Option<f64>,
+    /// Packets towards the VM.
+    pub to_vm: Direction,
+    /// Packets from the VM.
+    pub from_vm: Direction,
+    /// The long TCP stream.
+    pub tcp: Tcp,
+    /// New TCP connections.
+    pub new_connections: NewConnections,
+    /// Why the figures may not be what they seem; empty when the probe was on time.
+    pub caveats: Vec<String>,
+}
+
+/// When what happened, in microseconds from the pause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// Both chassis were requested (T1).
+    pub armed: Option<i64>,
+    /// The target and the chassis that matter had caught up.
+    pub ready: Option<i64>,
+    /// The guest paused on the source; 0 by definition.
+    pub paused: Option<i64>,
+    /// The target's ovn-controller opened the port, as the Southbound tells.
+    pub activated: Option<i64>,
+    /// The guest resumed.
+    pub resumed: Option<i64>,
+    /// The guest's first frame on the target's tap.
+    pub guest_first_frame: Option<i64>,
+    /// Routes flipped; null in the shared topology, which has none to flip.
+    pub flipped: Option<i64>,
+    /// The port was bound where the guest runs and bore no mark.
+    pub finalised: Option<i64>,
+}
+
+/// A measurement without a migration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// What was measured.
+    pub what: String,
+    /// `namespace/name` of the VM.
+    pub vm: String,
+    /// Packets towards the VM.
+    pub to_vm: Direction,
+    /// Packets from the VM.
+    pub from_vm: Direction,
+    /// The long TCP stream.
+    pub tcp: Tcp,
+    /// New TCP connections.
+    pub new_connections: NewConnections,
+    /// Why the figures may not be what they seem.
+    pub caveats: Vec<String>,
+}
+
+/// Something that had to hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What, in a sentence.
+    pub what: String,
+    /// What was found where it did not hold.
+    pub failure: Option<String>,
+}
+
+impl Check {
+    /// Whether it held.
+    pub fn held(&self) -> bool {
+        self.failure.is_none()
+    }
+}

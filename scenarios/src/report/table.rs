@@ -1,0 +1,190 @@
+//! The report as a table for people.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::{Direction, Measurement, Migration, Report};
+use crate::scenario::Outcome;
+
+/// The report as text: a table of migrations, one of other measurements, the checks that failed.
+pub fn render(report: &Report) -> String {
+    let mut parts = vec![heading(report)];
+    if !report.migrations.is_empty() {
+        parts.push(migrations(&report.migrations));
+        parts.push(LEGEND.to_owned());
+    }
+    if !report.measurements.is_empty() {
+        parts.push(measurements(&report.measurements));
+    }
+    parts.extend(caveats(report));
+    parts.push(verdict(report));
+    parts.join("\n")
+}
+
+const LEGEND: &str = "\
+pause: QEMU's STOP to RESUME. wake: RESUME to the guest's first frame. network added: the longest
+gap between arrivals around the pause, less pause and wake (± a period and the probe's own error).
+lost, twice: packets towards the VM / from it.";
+
+fn heading(report: &Report) -> String {
+    let environment = &report.environment;
+    format!(
+        "{}: OVN {}, OVS {}, libvirt {}, QEMU {} ({}), Kubernetes {}, Linux {}, {} CPUs",
+        report.scenario,
+        environment.ovn,
+        environment.ovs,
+        environment.libvirt,
+        environment.qemu,
+        environment.accel,
+        environment.kubernetes,
+        environment.kernel,
+        environment.cpus
+    )
+}
+
+fn migrations(migrations: &[Migration]) -> String {
+    let mut table = new_table(&[
+        "VM",
+        "from → to",
+        "outcome",
+        "pause ms",
+        "wake ms",
+        "network added ms",
+        "lost",
+        "twice",
+        "TCP",
+        "stall ms",
+        "new conn. failed",
+    ]);
+    for migration in migrations {
+        table.add_row([
+            migration.vm.clone(),
+            format!("{} → {}", migration.source, migration.target),
+            match migration.outcome {
+                Outcome::Succeeded => "succeeded",
+                Outcome::RolledBack => "rolled back",
+                Outcome::Failed => "FAILED",
+            }
+            .to_owned(),
+            millis(migration.pause_ms),
+            millis(migration.guest_wake_ms),
+            match (migration.network_added_ms, migration.network_added_error_ms) {
+                (Some(added), Some(error)) => format!("{added:.1} ± {error:.1}"),
+                (added, _) => millis(added),
+            },
+            both(migration, |direction| direction.lost),
+            both(migration, |direction| direction.duplicated),
+            survived(migration.tcp.survived),
+            format!("{:.1}", migration.tcp.longest_stall_ms),
+            of(
+                migration.new_connections.failed,
+                migration.new_connections.attempted,
+            ),
+        ]);
+    }
+    table.to_string()
+}
+
+fn measurements(measurements: &[Measurement]) -> String {
+    let mut table = new_table(&[
+        "measured",
+        "VM",
+        "sent",
+        "lost",
+        "longest loss ms",
+        "longest gap ms",
+        "twice",
+        "TCP",
+    ]);
+    for measured in measurements {
+        let (to_vm, from_vm) = (&measured.to_vm, &measured.from_vm);
+        table.add_row([
+            measured.what.clone(),
+            measured.vm.clone(),
+            format!("{} / {}", to_vm.sent, from_vm.sent),
+            format!("{} / {}", to_vm.lost, from_vm.lost),
+            format!(
+                "{:.1} / {:.1}",
+                to_vm.longest_loss_ms, from_vm.longest_loss_ms
+            ),
+            format!(
+                "{} / {}",
+                millis(to_vm.service_gap_ms),
+                millis(from_vm.service_gap_ms)
+            ),
+            format!("{} / {}", to_vm.duplicated, from_vm.duplicated),
+            survived(measured.tcp.survived),
+        ]);
+    }
+    table.to_string()
+}
+
+fn new_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(header.iter().copied());
+    for column in table.column_iter_mut().skip(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn millis(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| format!("{value:.1}"))
+}
+
+fn both(migration: &Migration, figure: impl Fn(&Direction) -> u64) -> String {
+    format!(
+        "{} / {}",
+        figure(&migration.to_vm),
+        figure(&migration.from_vm)
+    )
+}
+
+fn survived(survived: bool) -> String {
+    if survived { "survived" } else { "BROKEN" }.to_owned()
+}
+
+fn of(failed: u64, attempted: u64) -> String {
+    format!("{failed} of {attempted}")
+}
+
+fn caveats(report: &Report) -> Vec<String> {
+    let migrations = report
+        .migrations
+        .iter()
+        .map(|migration| (&migration.vm, &migration.caveats));
+    let measurements = report
+        .measurements
+        .iter()
+        .map(|measured| (&measured.vm, &measured.caveats));
+    migrations
+        .chain(measurements)
+        .flat_map(|(vm, caveats)| {
+            caveats
+                .iter()
+                .map(move |caveat| format!("caveat: {vm}: {caveat}"))
+        })
+        .collect()
+}
+
+fn verdict(report: &Report) -> String {
+    let failed: Vec<_> = report
+        .checks
+        .iter()
+        .filter_map(|check| {
+            let failure = check.failure.as_ref()?;
+            Some(format!("FAILED: {}: {failure}", check.what))
+        })
+        .collect();
+    if failed.is_empty() && report.passed {
+        format!(
+            "{}: all {} checks held",
+            report.scenario,
+            report.checks.len()
+        )
+    } else if failed.is_empty() {
+        format!("{}: FAILED before it came to an end", report.scenario)
+    } else {
+        failed.join("\n")
+    }
+}

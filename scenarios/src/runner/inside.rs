@@ -1,0 +1,146 @@
+//! Work of this process inside a host's network: the probe, the watch on a tap, a greeting.
+//!
+//! A network namespace belongs to a thread, and threads inherit it from the one that starts them;
+//! so each piece of work gets a thread of its own, which ends with it.
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result, anyhow};
+use dataplane_probe::report::Report;
+use dataplane_probe::run::{Config, Probe};
+use dataplane_probe::watch;
+use tokio::sync::oneshot;
+
+use crate::lab::{Host, MacAddr};
+
+/// The port of the reflector in every guest.
+pub(super) const REFLECTOR: u16 = 7_000;
+/// A guest answers in a millisecond; this is for one whose network is broken.
+const GREETING_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Runs something on a thread of its own in a host's network.
+async fn inside<T: Send + 'static>(
+    host: &Host,
+    name: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (sender, receiver) = oneshot::channel();
+    let host = host.clone();
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            let done = host.enter_netns().and_then(|()| work());
+            // Whoever waited may have been cancelled.
+            _ = sender.send(done);
+        })
+        .context("start a thread")?;
+    receiver.await.map_err(|_| anyhow!("{name} panicked"))?
+}
+
+/// A measurement from the client to a guest, in progress.
+pub(super) struct Measuring {
+    probe: Probe,
+    host: Host,
+}
+
+impl Measuring {
+    /// Begins to measure; returns when the first packet is due.
+    pub(super) async fn start(client: &Host, address: IpAddr, rate_hz: u32) -> Result<Self> {
+        let target = SocketAddr::new(address, REFLECTOR);
+        let config = Config {
+            rate_hz,
+            ..Config::new(target)
+        };
+        let probe = inside(client, "probe", move || Ok(Probe::start(config)?)).await?;
+        Ok(Self {
+            probe,
+            host: client.clone(),
+        })
+    }
+
+    /// Ends the measurement.
+    pub(super) async fn finish(self) -> Result<Report> {
+        let Self { probe, host } = self;
+        // The reflector is asked for its account over new connections, so the thread matters here too.
+        let outcome = inside(&host, "probe", move || Ok(probe.finish())).await?;
+        for warning in outcome.warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(outcome.report)
+    }
+}
+
+/// Says when the guest behind a tap sends its first frame after `resumed` resolves.
+///
+/// QEMU's own announcement (RARP) goes out on the guest's behalf and possibly before it runs, so it
+/// is not the guest's first frame. Dropping the returned watch ends it.
+pub(super) struct FirstFrame {
+    stop: watch::StopHandle,
+    frames: oneshot::Receiver<Vec<u64>>,
+}
+
+impl FirstFrame {
+    /// Begins to watch.
+    pub(super) async fn watch(node: &Host, tap: String, mac: MacAddr) -> Result<Self> {
+        let mac = mac.to_string().parse().context("the guest's address")?;
+        let config = watch::Config {
+            interface: tap,
+            mac: Some(mac),
+            all: true,
+        };
+        let (sender, frames) = oneshot::channel();
+        let stop = inside(node, "watch", move || {
+            let mut watcher = watch::Watcher::open(&config)?;
+            let stop = watcher.stop_handle();
+            thread::Builder::new()
+                .name("watch".to_owned())
+                .spawn(move || {
+                    let mut times = Vec::new();
+                    // The tap goes with the guest at the latest; that ends the watch as well.
+                    while let Ok(Some(events)) = watcher.poll() {
+                        times.extend(events.iter().filter_map(sent_by_guest));
+                    }
+                    _ = sender.send(times);
+                })
+                .context("start a thread")?;
+            Ok(stop)
+        })
+        .await?;
+        Ok(Self { stop, frames })
+    }
+
+    /// Ends the watch and says when the first frame came after the guest had `resumed`.
+    pub(super) async fn after(self, resumed: SystemTime) -> Option<SystemTime> {
+        self.stop.stop();
+        let times = self.frames.await.ok()?;
+        let moments = times
+            .into_iter()
+            .map(|nanos| SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos));
+        moments.filter(|at| *at >= resumed).min()
+    }
+}
+
+fn sent_by_guest(event: &watch::Event) -> Option<u64> {
+    match event {
+        watch::Event::Frame {
+            t_ns,
+            direction: watch::Direction::In,
+            kind,
+            ..
+        } if *kind != watch::Kind::Rarp => Some(*t_ns),
+        _ => None,
+    }
+}
+
+/// Whether a guest answers at an address: connects to its reflector's port from the client.
+pub(super) async fn answers(client: &Host, address: IpAddr) -> Result<()> {
+    inside(client, "greet", move || {
+        let target = SocketAddr::new(address, REFLECTOR);
+        TcpStream::connect_timeout(&target, GREETING_DEADLINE)
+            .map(drop)
+            .with_context(|| format!("{target} does not answer"))
+    })
+    .await
+}

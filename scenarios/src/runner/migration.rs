@@ -1,0 +1,361 @@
+//! One migration: set off, disturbed, followed, measured, checked.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result, bail};
+use k8s_openapi::api::core::v1::Event;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use migration_controller::api::{Handover, TimelineStep};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::cluster;
+use crate::kubevirt::VirtualMachineInstanceMigration;
+use crate::lab::libvirt::{Fault, MigrateOptions};
+use crate::report::{self, Check, Interruption, Timeline, network_added_ms};
+use crate::scenario::{Failure, Kill, Migrate, Moment, Outcome};
+
+use super::Bench;
+use super::checks::{self, Checks};
+use super::feeders::{self, Followed};
+use super::inside::{self, FirstFrame, Measuring};
+use super::moments::Moments;
+use super::vm::{RunningVm, node_of};
+
+/// What is measured before the migration begins and after it has ended, so that its beginning and
+/// end lie within.
+const MARGIN: Duration = Duration::from_secs(1);
+/// Emulated guests on a busy machine; a migration usually takes a few seconds.
+const DEADLINE: Duration = Duration::from_mins(2);
+/// Slow enough that a small guest is still being copied when a cancellation arrives.
+const STRETCHED_MIB: u32 = 8;
+
+/// What came of a migration.
+pub(super) struct Done {
+    pub migration: report::Migration,
+    pub checks: Vec<Check>,
+}
+
+/// Runs one migration of a scenario.
+pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) -> Result<Done> {
+    let client = bench.cluster.client();
+    let followed = Followed {
+        namespace: vm.spec.namespace.clone(),
+        name: bench.next_name(&vm.spec.name),
+        domain: vm.domain.clone(),
+        source: node_of(client.clone(), &vm.spec).await?,
+        target: migrate.to.clone(),
+        ports: vm.ports().map(str::to_owned).collect(),
+    };
+    bench.cluster.hypervisor.plan(&vm.domain, options(migrate));
+    let moments = Moments::new();
+    let events = bench.cluster.hypervisor.raw_events();
+    let mut feeders = feeders::start(&followed, &moments, &client, bench.ovn, events);
+
+    let address = vm.probed(bench.probe.family)?;
+    let measuring =
+        Measuring::start(bench.lab.host("client")?, address, bench.probe.rate_hz).await?;
+    sleep(MARGIN).await;
+    let mut disturbances = JoinSet::new();
+    disturb(bench, &followed, migrate, &moments, &mut disturbances);
+    create(bench, &followed).await?;
+    let ended = async {
+        let first_frame = watch_target(bench, vm, &followed, &moments).await?;
+        moments.wait(Moment::Ended).await;
+        let handover = handover_ends(bench, &followed).await?;
+        while let Some(done) = disturbances.join_next().await {
+            done.context("a disturbance")??;
+        }
+        anyhow::Ok((first_frame, handover))
+    };
+    let (first_frame, handover) = tokio::select! {
+        ended = timeout(DEADLINE, ended) => ended.map_err(|_| late(&followed, &moments))??,
+        Some(failed) = feeders.join_next() => {
+            failed.context("a feeder")??;
+            bail!("a feeder ended before migration {} did", followed.name);
+        }
+    };
+    sleep(MARGIN).await;
+    let measured = measuring.finish().await?;
+
+    let resumed = moments.at(Moment::Resumed);
+    let first_frame = match (first_frame, resumed) {
+        (Some(watch), Some(resumed)) => watch.after(resumed).await,
+        _ => None,
+    };
+    let migration = assemble(
+        bench,
+        vm,
+        &followed,
+        &moments,
+        &handover,
+        first_frame,
+        &measured,
+    )?;
+    let checks = check(bench, vm, &followed, migrate, &migration).await?;
+    Ok(Done { migration, checks })
+}
+
+fn late(followed: &Followed, moments: &Moments) -> anyhow::Error {
+    anyhow::anyhow!(
+        "migration {}/{} did not come to its end within {} s; so far: {}",
+        followed.namespace,
+        followed.name,
+        DEADLINE.as_secs(),
+        moments.so_far()
+    )
+}
+
+fn options(migrate: &Migrate) -> MigrateOptions {
+    MigrateOptions {
+        bandwidth_mib: migrate.cancel_at.map(|_| STRETCHED_MIB),
+        fault: migrate.fail.map(|failure| match failure {
+            Failure::SwitchOver => Fault::TargetDiesAtSwitchover,
+        }),
+    }
+}
+
+async fn create(bench: &Bench<'_>, followed: &Followed) -> Result<()> {
+    let migrations: Api<VirtualMachineInstanceMigration> =
+        Api::namespaced(bench.cluster.client(), &followed.namespace);
+    let vm = followed.domain.split_once('_').map_or("", |(_, name)| name);
+    let object = cluster::vmim(&followed.namespace, &followed.name, vm, &followed.target)?;
+    migrations
+        .create(&PostParams::default(), &object)
+        .await
+        .with_context(|| format!("create migration {}/{}", followed.namespace, followed.name))?;
+    Ok(())
+}
+
+/// Sets off what is to go wrong, each thing at its moment.
+fn disturb(
+    bench: &Bench<'_>,
+    followed: &Followed,
+    migrate: &Migrate,
+    moments: &Moments,
+    disturbances: &mut JoinSet<Result<()>>,
+) {
+    if let Some(at) = migrate.cancel_at {
+        let migrations: Api<VirtualMachineInstanceMigration> =
+            Api::namespaced(bench.cluster.client(), &followed.namespace);
+        let (name, moments) = (followed.name.clone(), moments.clone());
+        disturbances.spawn(async move {
+            moments.wait(at).await;
+            migrations
+                .delete(&name, &DeleteParams::default())
+                .await
+                .with_context(|| format!("cancel migration {name}"))?;
+            Ok(())
+        });
+    }
+    if let Some(Kill { at, restart_at }) = migrate.kill_controller {
+        let (controller, moments) = (bench.controller.clone(), moments.clone());
+        disturbances.spawn(async move {
+            moments.wait(at).await;
+            let mut controller = controller.lock().await;
+            controller.crash().await?;
+            if let Some(restart_at) = restart_at {
+                moments.wait(restart_at).await;
+            }
+            controller.start().await
+        });
+    }
+}
+
+/// Watches the target's tap from when it is there; nothing to watch where the migration ends before.
+async fn watch_target(
+    bench: &Bench<'_>,
+    vm: &RunningVm,
+    followed: &Followed,
+    moments: &Moments,
+) -> Result<Option<FirstFrame>> {
+    tokio::select! {
+        // The target's libvirt has taken the tap over by the time anything is copied.
+        () = moments.wait(Moment::Copying) => {}
+        () = moments.wait(Moment::Ended) => return Ok(None),
+    }
+    let nic = vm.nics.first().context("a VM without ports")?;
+    let watch = FirstFrame::watch(bench.lab.host(&followed.target)?, nic.tap(), nic.mac).await?;
+    Ok(Some(watch))
+}
+
+/// Returns the handover once it is over.
+async fn handover_ends(bench: &Bench<'_>, followed: &Followed) -> Result<Handover> {
+    let handovers: Api<Handover> = Api::namespaced(bench.cluster.client(), &followed.namespace);
+    let over = |handover: Option<&Handover>| {
+        let status = handover.and_then(|handover| handover.status.as_ref());
+        status.is_some_and(|status| {
+            status.phase.is_final() || status.phase == handover::Phase::Failed
+        })
+    };
+    let handover = kube::runtime::wait::await_condition(handovers, &followed.name, over).await?;
+    handover.with_context(|| format!("handover {}/{}", followed.namespace, followed.name))
+}
+
+fn assemble(
+    bench: &Bench<'_>,
+    vm: &RunningVm,
+    followed: &Followed,
+    moments: &Moments,
+    handover: &Handover,
+    first_frame: Option<SystemTime>,
+    measured: &dataplane_probe::report::Report,
+) -> Result<report::Migration> {
+    let status = handover
+        .status
+        .as_ref()
+        .context("a handover without status")?;
+    let step = |step| status.step(step).map(|at| SystemTime::from(at.as_jiff()));
+    let (paused, resumed) = (moments.at(Moment::Paused), moments.at(Moment::Resumed));
+    let from_pause = |at: Option<SystemTime>| micros_between(paused?, at?);
+    let end = match status.phase {
+        handover::Phase::Succeeded => TimelineStep::Succeeded,
+        _ => TimelineStep::RolledBack,
+    };
+    let pause_ms = from_pause(resumed).map(millis);
+    let guest_wake_ms = match (resumed, first_frame) {
+        (Some(resumed), Some(first)) => micros_between(resumed, first).map(millis),
+        _ => None,
+    };
+    let interruption = || {
+        Some(Interruption {
+            paused_ns: unix_nanos(paused?)?,
+            resumed_ns: unix_nanos(resumed?)?,
+            first_frame_ns: unix_nanos(first_frame?)?,
+        })
+    };
+    let added = interruption().and_then(|interruption| {
+        network_added_ms(&measured.to_vm, &measured.from_vm, interruption)
+    });
+    Ok(report::Migration {
+        vm: vm.spec.key(),
+        source: followed.source.clone(),
+        target: followed.target.clone(),
+        topology: bench.topology,
+        strategy: "segue-agentless".to_owned(),
+        outcome: match status.phase {
+            handover::Phase::Succeeded => Outcome::Succeeded,
+            handover::Phase::RolledBack => Outcome::RolledBack,
+            _ => Outcome::Failed,
+        },
+        timeline_us: Timeline {
+            armed: from_pause(moments.at(Moment::Armed)),
+            ready: from_pause(step(TimelineStep::Ready).or(moments.at(Moment::Ready))),
+            paused: from_pause(paused),
+            activated: from_pause(moments.at(Moment::Activated)),
+            resumed: from_pause(resumed),
+            guest_first_frame: from_pause(first_frame),
+            flipped: None,
+            finalised: from_pause(step(end)),
+        },
+        pause_ms,
+        guest_wake_ms,
+        network_added_ms: added.map(|(added, _)| added),
+        network_added_error_ms: added.map(|(_, error)| error),
+        to_vm: (&measured.to_vm).into(),
+        from_vm: (&measured.from_vm).into(),
+        tcp: report::Tcp::of(measured),
+        new_connections: report::NewConnections::of(measured),
+        caveats: measured.reasons.clone(),
+    })
+}
+
+async fn check(
+    bench: &Bench<'_>,
+    vm: &RunningVm,
+    followed: &Followed,
+    migrate: &Migrate,
+    migration: &report::Migration,
+) -> Result<Vec<Check>> {
+    let mut checks = Checks::default();
+    checks::expectations(&mut checks, migration, &migrate.expect);
+    let place = match migration.outcome {
+        Outcome::Succeeded => &followed.target,
+        Outcome::RolledBack | Outcome::Failed => &followed.source,
+    };
+    let guest = bench
+        .cluster
+        .hypervisor
+        .guest(&vm.domain)
+        .context("a VM without a guest")?;
+    let runs = guest.runs_on(bench.lab.host(place)?).await?;
+    checks.that(format!("{} runs on {place}", migration.vm), runs, || {
+        "it does not".to_owned()
+    });
+    for (name, before) in &vm.before {
+        let now = bench.ovn.port(name);
+        checks::port(&mut checks, name, now.as_ref(), before, place);
+    }
+    if migrate.fail == Some(Failure::SwitchOver) {
+        checks.that(
+            format!("{} had paused before it failed to move", migration.vm),
+            migration.timeline_us.paused.is_some(),
+            || "it failed before the switch-over".to_owned(),
+        );
+    }
+    if migrate.cancel_at.is_some() {
+        checks.that(
+            format!("{} never paused", migration.vm),
+            migration.timeline_us.paused.is_none(),
+            || "it was cancelled too late".to_owned(),
+        );
+    }
+    let told = events_of(bench, followed).await?;
+    checks.that(
+        format!("Events on migration {} tell of the handover", followed.name),
+        told > 0,
+        || "there are none".to_owned(),
+    );
+    let client = bench.lab.host("client")?;
+    for address in vm.addresses() {
+        let answer = inside::answers(client, address).await;
+        checks.that(
+            format!("{} answers at {address}", migration.vm),
+            answer.is_ok(),
+            || {
+                answer
+                    .err()
+                    .map_or_else(String::new, |error| format!("{error:#}"))
+            },
+        );
+    }
+    Ok(checks.0)
+}
+
+/// How many Events of segue's a migration bears.
+async fn events_of(bench: &Bench<'_>, followed: &Followed) -> Result<usize> {
+    let events: Api<Event> = Api::namespaced(bench.cluster.client(), &followed.namespace);
+    let about = ListParams::default().fields(&format!(
+        "involvedObject.kind=VirtualMachineInstanceMigration,involvedObject.name={}",
+        followed.name
+    ));
+    let events = events.list(&about).await.context("list Events")?;
+    let ours = |event: &Event| {
+        let reason = event.reason.as_deref();
+        reason.is_some_and(|reason| reason.starts_with("Network"))
+    };
+    Ok(events.items.iter().filter(|event| ours(event)).count())
+}
+
+fn unix_nanos(at: SystemTime) -> Option<u64> {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_nanos()).ok()
+}
+
+fn micros_between(from: SystemTime, to: SystemTime) -> Option<i64> {
+    match to.duration_since(from) {
+        Ok(after) => i64::try_from(after.as_micros()).ok(),
+        Err(before) => i64::try_from(before.duration().as_micros())
+            .ok()
+            .map(|micros| -micros),
+    }
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "microseconds of a migration are far below 2^52"
+)]
+fn millis(micros: i64) -> f64 {
+    micros as f64 / 1_000.0
+}
