@@ -13,7 +13,7 @@ use handover::{
 };
 use single::{START, apply, armed, at_barrier, observed, port, signal};
 
-const KEEP: Duration = Duration::from_secs(60);
+const KEEP: Duration = Duration::from_mins(1);
 
 fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|&name| name.to_owned()).collect()
