@@ -41,6 +41,12 @@ text_newtype! {
     PortName
 }
 
+text_newtype! {
+    /// What leads traffic to a VM, or from it, by where the VM is: one of its addresses, or the prefix
+    /// of a static route to it.
+    RouteKey
+}
+
 /// A virtual machine by Kubernetes namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct VmName {

@@ -14,7 +14,8 @@
 //! * **Fenced.** Every [`Write`] carries the values it was decided on ([`Expected`]) and is refused
 //!   ([`PortWrite::check`]) when the row has moved on or belongs to a newer [`Epoch`].
 //! * **Convergent.** From every reachable state, with a migration that ends, the port ends up
-//!   requested and bound where the guest runs and nowhere else, with no mark left behind.
+//!   requested and bound where the guest runs and nowhere else, with no mark left behind, and every
+//!   route that depends on where the guest is leads there.
 //!
 //! The property tests in `tests/` hold the crate to the last three against a model of OVN and of
 //! KubeVirt that crashes, delays, reorders and cancels.
@@ -26,6 +27,7 @@
 //! write, and the next observation mends it.
 
 mod decide;
+mod flip;
 mod identity;
 mod mark;
 mod observed;
@@ -34,7 +36,8 @@ mod signal;
 mod write;
 
 pub use decide::{Decision, decide};
-pub use identity::{Chassis, Epoch, MigrationUid, PortName, Timestamp, VmName};
+pub use flip::{FlipPolicy, FlipTiming, Route, RouteWrite};
+pub use identity::{Chassis, Epoch, MigrationUid, PortName, RouteKey, Timestamp, VmName};
 pub use mark::{Mark, MarkError, Original};
 pub use observed::{
     Barrier, Binding, Deadlines, Identity, Observed, Outcome, Port, PortConfig, Side, Since,

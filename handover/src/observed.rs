@@ -1,11 +1,11 @@
 //! What is seen of the world at one moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Chassis, Epoch, Mark, MigrationUid, PortName, Signals, Timestamp};
+use crate::{Chassis, Epoch, FlipPolicy, Mark, MigrationUid, PortName, Route, Signals, Timestamp};
 
 /// Everything a decision depends on, seen at one moment.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +35,12 @@ pub struct Observed {
     pub signals: Signals,
     /// The VM's ports.
     pub ports: Vec<Port>,
+    /// The routes that depend on where the guest is; none where nothing routes by its place.
+    pub routes: Vec<Route>,
+    /// Names of the chassis that routes can lead to: those with a gateway.
+    pub gateways: BTreeSet<String>,
+    /// When the routes follow the guest.
+    pub flip: FlipPolicy,
     /// How far the chassis have followed the Northbound.
     pub barrier: Barrier,
     /// Moments that deadlines count from.

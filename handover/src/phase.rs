@@ -100,6 +100,12 @@ pub enum Waiting {
         /// The chassis where the guest runs.
         chassis: Chassis,
     },
+    /// The guest's traffic with the outside stays with the gateway that carried it before, until its
+    /// time is over.
+    KeptEgress {
+        /// Names of the chassis whose gateways carry it.
+        gateways: Vec<String>,
+    },
     /// The pod on the other side still exists; dropping the request now would let two chassis
     /// compete for the port.
     OtherPod {
@@ -148,6 +154,12 @@ impl fmt::Display for Waiting {
             Self::Binding { port, chassis } => {
                 write!(f, "port {port} is not bound to chassis {chassis} alone yet")
             }
+            Self::KeptEgress { gateways } => write!(
+                f,
+                "traffic with the outside stays with the gateway of {} for its connections' sake, \
+                 as the policy says",
+                gateways.join(", ")
+            ),
             Self::OtherPod { port } => write!(
                 f,
                 "port {port} stays requested explicitly until the pod that the guest does not run \

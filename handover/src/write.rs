@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{Epoch, Mark, MigrationUid, PortConfig, PortName};
+use crate::{Epoch, Mark, MigrationUid, PortConfig, PortName, RouteWrite};
 
 /// Which step of the protocol a write is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -17,6 +17,8 @@ pub enum Step {
     RaiseBarrier,
     /// The target lost a port again: what was proved of it no longer holds.
     DropBarrier,
+    /// T2, or its mirror image of a roll-back: the routes lead to where the guest is.
+    Flip,
     /// T3, or its mirror image of a roll-back: one chassis is requested, no strategy is left.
     Settle,
     /// The marks go; what was set before comes back.
@@ -29,13 +31,16 @@ impl fmt::Display for Step {
     }
 }
 
-/// One transaction: every port or none.
+/// One transaction: every row or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
     /// Which step this is.
     pub step: Step,
-    /// The rows, each with what it must look like before and what it will look like after.
+    /// The ports' rows, each with what it must look like before and what it will look like after. A
+    /// [flip](Step::Flip) changes none of them: there they are guards alone.
     pub ports: Vec<PortWrite>,
+    /// The routes that change.
+    pub routes: Vec<RouteWrite>,
     /// Raise `NB_Global.nb_cfg` by one from exactly this value, in the same transaction.
     pub raise_nb_cfg_from: Option<i64>,
 }

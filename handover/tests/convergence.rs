@@ -3,8 +3,10 @@
 
 mod model;
 
-use handover::{Phase, Waiting};
-use model::{Event, World};
+use std::time::Duration;
+
+use handover::{FlipPolicy, FlipTiming, Phase, Waiting};
+use model::{Event, Routing, World};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -36,6 +38,25 @@ fn requested() -> impl Strategy<Value = Option<&'static str>> {
     prop_oneof![Just(None), Just(Some("n0")), Just(Some("n0.example"))]
 }
 
+fn routing() -> impl Strategy<Value = Routing> {
+    let gateways = prop_oneof![
+        3 => Just(vec![0, 1, 2]),
+        1 => prop::sample::subsequence(vec![0, 1, 2], 0..=2),
+    ];
+    let timing = prop_oneof![Just(FlipTiming::OnResume), Just(FlipTiming::OnPause)];
+    let keep = prop_oneof![2 => Just(0), 1 => 1..100_000u64].prop_map(Duration::from_millis);
+    (0..=3usize, gateways, timing, keep).prop_map(|(routes, gateways, timing, keep_egress)| {
+        Routing {
+            routes,
+            gateways: gateways.into_iter().collect(),
+            flip: FlipPolicy {
+                timing,
+                keep_egress,
+            },
+        }
+    })
+}
+
 proptest! {
     #![proptest_config(config())]
 
@@ -44,9 +65,10 @@ proptest! {
     fn ends_where_the_guest_runs(
         ports in 1..=3usize,
         requested in requested(),
+        routing in routing(),
         events in prop::collection::vec(event(), 0..120),
     ) {
-        let mut world = World::new(ports, requested);
+        let mut world = World::new(ports, requested, &routing);
         for event in &events {
             world.happen(event);
         }
@@ -66,6 +88,7 @@ proptest! {
                 "{} is bound to {:?}, the guest runs on {}", name, world.south.bindings[name], guest
             );
         }
+        world.routes_follow()?;
         for (decision, migration) in decisions.iter().zip(&world.migrations) {
             let expected = if migration.fails { Phase::RolledBack } else { Phase::Succeeded };
             prop_assert_eq!(decision.phase, expected, "migration {}", migration.number);
@@ -78,9 +101,10 @@ proptest! {
     fn a_lingering_pod_does_not_hold_the_binding_up(
         ports in 1..=2usize,
         requested in requested(),
+        routing in routing(),
         events in prop::collection::vec(event(), 0..80),
     ) {
-        let mut world = World::new(ports, requested);
+        let mut world = World::new(ports, requested, &routing);
         for event in &events {
             world.happen(event);
         }
@@ -93,6 +117,7 @@ proptest! {
                 "{} is bound to {:?}, the guest runs on {}", name, binding, guest
             );
         }
+        world.routes_follow()?;
         let held = world.north.ports.values().any(|config| config.mark.is_some());
         let last = decisions.last().expect("there is always a first migration");
         prop_assert_eq!(held, !last.phase.is_final());

@@ -3,86 +3,16 @@
 
 #![allow(clippy::expect_used, reason = "a test asserts by panicking")]
 
+mod single;
+
 use std::time::Duration;
 
 use handover::{
-    Barrier, Binding, Chassis, Deadlines, Decision, Epoch, Expected, Identity, Mark, MigrationUid,
-    Observed, Original, Outcome, Phase, Port, PortConfig, PortName, PortWrite, Refusal, Side,
-    Signal, SignalKind, SignalSource, Signals, Since, Step, Timestamp, Waiting, decide,
+    Binding, Decision, Epoch, Expected, Mark, MigrationUid, Original, Outcome, Phase, PortConfig,
+    PortName, PortWrite, Refusal, Side, SignalKind, Signals, Step, Timestamp, Waiting, decide,
 };
 use proptest::prelude::*;
-
-const START: Timestamp = Timestamp(1_000_000);
-
-fn port(name: &str, requested: Option<&str>) -> Port {
-    Port {
-        name: PortName::new(name),
-        config: PortConfig {
-            requested_chassis: requested.map(str::to_owned),
-            ..PortConfig::default()
-        },
-        binding: Binding {
-            chassis: Some("n1".to_owned()),
-            additional: Vec::new(),
-        },
-    }
-}
-
-fn observed(ports: Vec<Port>) -> Observed {
-    Observed {
-        now: START,
-        identity: Identity {
-            migration: MigrationUid::new("m"),
-            epoch: Epoch(5),
-        },
-        newer_migration: false,
-        outcome: Outcome::Running,
-        source: Some(Chassis::new("n1", "n1.example")),
-        target: Some(Chassis::new("n2", "n2.example")),
-        former: Vec::new(),
-        source_pod_gone: false,
-        target_pod_gone: false,
-        signals: Signals::default(),
-        ports,
-        barrier: Barrier {
-            nb_cfg: 10,
-            applied: [("n1", 10), ("n2", 10), ("n3", 10)]
-                .map(|(name, applied)| (name.to_owned(), applied))
-                .into(),
-        },
-        since: Since::default(),
-        deadlines: Deadlines::default(),
-    }
-}
-
-/// Puts the decision's write into effect.
-fn apply(observed: &mut Observed, decision: &Decision) -> Step {
-    let write = decision.write.as_ref().expect("a write was decided");
-    for change in &write.ports {
-        let port = observed
-            .ports
-            .iter_mut()
-            .find(|port| port.name == change.port)
-            .expect("the port of a write was observed");
-        assert_eq!(change.check(&port.config), Ok(()));
-        port.config = change.config.clone();
-    }
-    if write.raise_nb_cfg_from.is_some() {
-        observed.barrier.nb_cfg += 1;
-    }
-    write.step
-}
-
-fn armed(ports: Vec<Port>) -> Observed {
-    let mut observed = observed(ports);
-    let decision = decide(&observed);
-    assert_eq!(apply(&mut observed, &decision), Step::Arm);
-    observed
-}
-
-fn claim(observed: &mut Observed, port: usize) {
-    observed.ports[port].binding.additional = vec!["n2".to_owned()];
-}
+use single::{START, apply, armed, at_barrier, claim, observed, port, signal};
 
 #[test]
 fn arming_takes_all_ports_in_one_write_and_keeps_what_they_had() {
@@ -134,15 +64,6 @@ fn no_barrier_before_every_port_is_claimed() {
     );
 }
 
-fn at_barrier() -> Observed {
-    let mut world = armed(vec![port("a", None)]);
-    claim(&mut world, 0);
-    let decision = decide(&world);
-    apply(&mut world, &decision);
-    world.since.barrier = Some(START);
-    world
-}
-
 #[test]
 fn ready_only_when_the_chassis_followed_and_a_dead_peer_only_delays() {
     let mut world = at_barrier();
@@ -188,14 +109,6 @@ fn a_target_that_lets_go_has_to_prove_itself_again() {
         decide(&world).write.map(|write| write.step),
         Some(Step::RaiseBarrier)
     );
-}
-
-fn signal(kind: SignalKind, at: u64) -> Signal {
-    Signal {
-        kind,
-        source: SignalSource::Activation,
-        at: Timestamp(at),
-    }
 }
 
 #[test]

@@ -10,10 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use handover::{
-    Barrier, Binding, Chassis, Deadlines, Decision, Epoch, Identity, MigrationUid, Observed,
-    Outcome, Port, PortConfig, PortName, Side, Signal, SignalKind, SignalSource, Signals, Since,
-    Timestamp, Write, decide,
+    Barrier, Binding, Chassis, Deadlines, Decision, Epoch, FlipPolicy, FlipTiming, Identity,
+    MigrationUid, Observed, Outcome, Port, PortConfig, PortName, Route, RouteKey, RouteWrite, Side,
+    Signal, SignalKind, SignalSource, Signals, Since, Step, Timestamp, Write, decide,
 };
+use proptest::prelude::*;
 
 /// How far a migration has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,7 +75,17 @@ impl Migration {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Northbound {
     pub(crate) ports: BTreeMap<PortName, PortConfig>,
+    pub(crate) routes: BTreeMap<RouteKey, BTreeSet<String>>,
     pub(crate) nb_cfg: i64,
+}
+
+/// How the VM's routes are laid out.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Routing {
+    /// How many routes there are; the chassis are the nodes with a gateway.
+    pub(crate) routes: usize,
+    pub(crate) gateways: BTreeSet<usize>,
+    pub(crate) flip: FlipPolicy,
 }
 
 impl Northbound {
@@ -86,6 +97,13 @@ impl Northbound {
             let row = after.ports.get_mut(&write.port)?;
             write.check(row).ok()?;
             row.clone_from(&write.config);
+        }
+        for write in &write.routes {
+            let leads_to = after.routes.get_mut(&write.route)?;
+            if *leads_to != write.from {
+                return None;
+            }
+            *leads_to = write.to.iter().cloned().collect();
         }
         if let Some(from) = write.raise_nb_cfg_from {
             if from != self.nb_cfg {
@@ -118,6 +136,8 @@ struct Controller {
 
 pub(crate) struct World {
     now: Timestamp,
+    gateways: BTreeSet<String>,
+    flip: FlipPolicy,
     chassis: Vec<Chassis>,
     plugged: BTreeSet<(PortName, usize)>,
     pub(crate) migrations: Vec<Migration>,
@@ -144,7 +164,7 @@ pub(crate) enum Event {
 
 impl World {
     /// A VM with `ports` ports on node 0, about to migrate to node 1; node 2 is a bystander.
-    pub(crate) fn new(ports: usize, requested: Option<&str>) -> Self {
+    pub(crate) fn new(ports: usize, requested: Option<&str>, routing: &Routing) -> Self {
         let chassis = vec![
             Chassis::new("n0", "n0.example"),
             Chassis::new("n1", "n1.example"),
@@ -162,6 +182,9 @@ impl World {
                 .iter()
                 .map(|name| (name.clone(), config.clone()))
                 .collect(),
+            routes: (0..routing.routes)
+                .map(|number| (RouteKey::new(format!("r-{number}")), BTreeSet::new()))
+                .collect(),
             nb_cfg: 0,
         };
         let south = Southbound {
@@ -178,8 +201,11 @@ impl World {
             stage: Stage::Pending,
             fails: false,
         }];
+        let gateways = routing.gateways.iter();
         let mut world = Self {
             now: Timestamp(1_000_000),
+            gateways: gateways.map(|&node| chassis[node].name.clone()).collect(),
+            flip: routing.flip,
             chassis,
             plugged: names.into_iter().map(|name| (name, 0)).collect(),
             controller: Controller {
@@ -401,6 +427,16 @@ impl World {
                     binding: south.bindings.get(name).cloned().unwrap_or_default(),
                 })
                 .collect(),
+            routes: north
+                .routes
+                .iter()
+                .map(|(key, leads_to)| Route {
+                    key: key.clone(),
+                    leads_to: leads_to.clone(),
+                })
+                .collect(),
+            gateways: self.gateways.clone(),
+            flip: self.flip,
             barrier: Barrier {
                 nb_cfg: north.nb_cfg,
                 applied: south.applied.clone(),
@@ -416,8 +452,12 @@ impl World {
             return;
         };
         self.check_fencing(migration, write);
-        for write in &write.ports {
+        let step = write.step;
+        for write in write.ports.iter().filter(|_| step != Step::Flip) {
             self.check_reach(&write.config);
+        }
+        for route in &write.routes {
+            self.check_flip(route);
         }
         assert!(
             after.with(write).is_none_or(|twice| twice == after),
@@ -436,12 +476,7 @@ impl World {
     /// A write never asks for a place where the guest is not, as long as the controller has heard
     /// that the current migration took over: how far that one has come since, it may well not know.
     fn check_reach(&self, config: &PortConfig) {
-        let known = self.controller.migrations.last();
-        let current = self.migrations.last();
-        let heard = |migration: Option<&Migration>| {
-            migration.map(|migration| (migration.number, migration.takes_over()))
-        };
-        if heard(known) != heard(current) {
+        if !self.has_heard() {
             return;
         }
         let Some(requested) = config.requested_chassis.as_deref() else {
@@ -452,6 +487,31 @@ impl World {
             requested.is_empty() || requested.split(',').any(|text| guest.is_named_by(text)),
             "a write requests {requested:?} while the guest runs on {guest}"
         );
+    }
+
+    /// Routes lead to where the guest is, or, on the pause where the policy says so, to where it is
+    /// about to be. One that led nowhere may be placed by what the controller knew last.
+    fn check_flip(&self, write: &RouteWrite) {
+        let Some(current) = self.migrations.last().filter(|_| self.has_heard()) else {
+            return;
+        };
+        let ahead = self.flip.timing == FlipTiming::OnPause && current.stage >= Stage::Paused;
+        let target = &self.chassis[current.target].name;
+        assert!(
+            write.to.as_ref() == Some(&self.guest().name)
+                || write.from.is_empty()
+                || (ahead && write.to.as_ref() == Some(target)),
+            "{write:?} while the guest runs on {} in {current:?}",
+            self.guest()
+        );
+    }
+
+    /// Whether the controller knows which migration is the current one, and that it took over.
+    fn has_heard(&self) -> bool {
+        let heard = |migration: Option<&Migration>| {
+            migration.map(|migration| (migration.number, migration.takes_over()))
+        };
+        heard(self.controller.migrations.last()) == heard(self.migrations.last())
     }
 
     fn check_fencing(&self, migration: &Migration, write: &Write) {
@@ -466,6 +526,22 @@ impl World {
     }
 
     // === The end ===
+
+    /// Every route leads where the guest runs, and there alone, if a route can lead there.
+    pub(crate) fn routes_follow(&self) -> Result<(), TestCaseError> {
+        let guest = &self.guest().name;
+        let only = BTreeSet::from([guest.clone()]);
+        for (key, leads_to) in &self.north.routes {
+            prop_assert!(
+                *leads_to == only || !self.gateways.contains(guest),
+                "{} leads to {:?}, the guest runs on {}",
+                key,
+                leads_to,
+                guest
+            );
+        }
+        Ok(())
+    }
 
     /// Lets everything that can happen still happen: the last migration ends (and, unless it
     /// `lingers`, what it left behind goes), OVN and the caches catch up, the controller acts until
@@ -521,11 +597,23 @@ fn check_idempotence(observed: &Observed, decision: &Decision) {
         return;
     };
     assert!(!write.ports.is_empty(), "an empty write: {decision:?}");
+    assert_eq!(write.step == Step::Flip, !write.routes.is_empty());
     let mut after = observed.clone();
     for port in &mut after.ports {
         if let Some(write) = write.ports.iter().find(|write| write.port == port.name) {
-            assert_ne!(port.config, write.config, "a write that changes nothing");
+            if decision.write.as_ref().map(|write| write.step) == Some(Step::Flip) {
+                assert_eq!(port.config, write.config, "a flip's ports are guards");
+            } else {
+                assert_ne!(port.config, write.config, "a write that changes nothing");
+            }
             port.config = write.config.clone();
+        }
+    }
+    for route in &mut after.routes {
+        if let Some(write) = write.routes.iter().find(|write| write.route == route.key) {
+            let to: BTreeSet<_> = write.to.iter().cloned().collect();
+            assert_ne!(route.leads_to, to, "a write that changes nothing");
+            route.leads_to = to;
         }
     }
     if write.raise_nb_cfg_from.is_some() {
