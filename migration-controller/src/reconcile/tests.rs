@@ -15,7 +15,7 @@ use crate::api::{
 use crate::cluster::VmObjects;
 use crate::kubevirt::{VirtualMachineInstance, VirtualMachineInstanceMigration};
 use crate::observe::{Ending, Incompatible, Inputs, Observation, Patience, observe};
-use crate::ovn::PortRow;
+use crate::ovn::{Places, PortRow};
 
 fn from<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
@@ -69,6 +69,7 @@ fn port(mark: Option<&Mark>) -> PortRow {
     PortRow {
         uuid: uuid::Uuid::nil(),
         name: PortName::new("w0.tenant"),
+        addresses: Vec::new(),
         options: BTreeMap::new(),
         external_ids: ids
             .into_iter()
@@ -106,6 +107,8 @@ fn look(record: &mut Record, objects: &VmObjects, ports: &[PortRow]) -> Observat
         newer_migration: false,
         former: &[],
         ports,
+        places: &Places::default(),
+        flip: handover::FlipPolicy::default(),
         barrier: Barrier::default(),
         chassis_of: &chassis_of,
         patience: Patience {

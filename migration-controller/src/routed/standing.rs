@@ -162,7 +162,11 @@ impl Desired {
     }
 
     fn compare_policies<'a>(&'a self, present: &'a Present, changes: &mut Changes<'a>) {
-        let rows: HashMap<_, _> = present.policies.iter().map(|(uuid, row)| (uuid, row)).collect();
+        let rows: HashMap<_, _> = present
+            .policies
+            .iter()
+            .map(|(uuid, row)| (uuid, row))
+            .collect();
         let mut missing: BTreeSet<_> = self.policies.iter().collect();
         for (router, row) in &present.routers {
             let ours = row.policies.iter();
@@ -205,7 +209,10 @@ impl Set {
                     mutations.extend(Mutation::put("external_ids", CHASSIS, chassis.as_str()));
                 }
                 let ballast = ballast(*family);
-                if !ballast.iter().all(|address| row.addresses.contains(*address)) {
+                if !ballast
+                    .iter()
+                    .all(|address| row.addresses.contains(*address))
+                {
                     mutations.push(Mutation::insert("addresses", Datum::set(ballast)));
                 }
             }
@@ -246,11 +253,19 @@ impl Policy {
     }
 
     fn priority(&self) -> i64 {
-        if self.next_hop.is_some() { REROUTE } else { ALLOW }
+        if self.next_hop.is_some() {
+            REROUTE
+        } else {
+            ALLOW
+        }
     }
 
     fn action(&self) -> &'static str {
-        if self.next_hop.is_some() { "reroute" } else { "allow" }
+        if self.next_hop.is_some() {
+            "reroute"
+        } else {
+            "allow"
+        }
     }
 
     fn row(&self) -> Row {
@@ -294,7 +309,10 @@ impl Changes<'_> {
         tx.assert_lock(WRITER_LOCK);
         let ours = |row: &AddressSet| {
             let ids = row.external_ids.iter();
-            Row::new().set("external_ids", Datum::map(ids.map(|(k, v)| (k.as_str(), v.as_str()))))
+            Row::new().set(
+                "external_ids",
+                Datum::map(ids.map(|(k, v)| (k.as_str(), v.as_str()))),
+            )
         };
         for (uuid, row, mutations) in &self.changed_sets {
             tx.expect("Address_Set", *uuid, ours(row));
@@ -328,7 +346,7 @@ impl Changes<'_> {
             let name = Row::new().set("name", router.name.as_str());
             tx.expect("Logical_Router", *uuid, name);
             let delete = gone.map(|gone| Mutation::delete("policies", Datum::set(gone)));
-            let come = come.map(|come| Datum::set(come.iter().map(InsertOp::reference)));
+            let come = come.map(Datum::set);
             let insert = come.map(|come| Mutation::insert("policies", come));
             tx.mutate("Logical_Router", *uuid, delete.into_iter().chain(insert));
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ovsdb_rs::Snapshot;
 use uuid::Uuid;
 
 use super::address::address;
@@ -184,6 +185,15 @@ fn is_link_local(address: IpAddr) -> bool {
 // === impl Topology ===
 
 impl Topology {
+    /// Whether a switch port is on a routed switch.
+    pub(crate) fn holds(&self, nb: &Snapshot, port: &Uuid) -> bool {
+        let on = |switch: &Uuid| {
+            let switch = nb.get::<LogicalSwitch>(switch);
+            switch.is_some_and(|switch| switch.ports.contains(port))
+        };
+        self.switches.iter().any(on)
+    }
+
     /// The families that some gateway has a next hop of.
     pub(crate) fn families(&self) -> BTreeSet<Family> {
         let hops = self.gateways.values();
