@@ -139,28 +139,7 @@ impl Metrics {
             Unit::Seconds,
             metrics.write_seconds.clone(),
         );
-        registry.register_with_unit(
-            "flip_duration",
-            "How long the Northbound took to commit flips",
-            Unit::Seconds,
-            metrics.flip_seconds.clone(),
-        );
-        registry.register(
-            "gateways",
-            "Chassis with a gateway router on the join switch, as this controller sees them",
-            metrics.gateways.clone(),
-        );
-        registry.register(
-            "routed_writes",
-            "Northbound transactions of the routed topology other than flips: rows kept as they \
-             should be, guests at rest placed",
-            metrics.routed_writes.clone(),
-        );
-        registry.register(
-            "stray_addresses_removed",
-            "Addresses taken out of their place sets because no port had them",
-            metrics.swept.clone(),
-        );
+        metrics.register_routed(&mut registry);
         registry.register_with_unit(
             "reconcile_duration",
             "How long one look at a VM took, with what it led to",
@@ -206,6 +185,31 @@ impl Metrics {
             registry,
             ..metrics
         }
+    }
+
+    fn register_routed(&self, registry: &mut Registry) {
+        registry.register_with_unit(
+            "flip_duration",
+            "How long the Northbound took to commit flips",
+            Unit::Seconds,
+            self.flip_seconds.clone(),
+        );
+        registry.register(
+            "gateways",
+            "Chassis with a gateway router on the join switch, as this controller sees them",
+            self.gateways.clone(),
+        );
+        registry.register(
+            "routed_writes",
+            "Northbound transactions of the routed topology other than flips: rows kept as they \
+             should be, guests at rest placed",
+            self.routed_writes.clone(),
+        );
+        registry.register(
+            "stray_addresses_removed",
+            "Addresses taken out of their place sets because no port had them",
+            self.swept.clone(),
+        );
     }
 
     pub(crate) fn phase_entered(&self, phase: Phase) {

@@ -18,6 +18,10 @@ use crate::routed::port_addresses;
 
 /// What one step of the Northbound means.
 #[derive(Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one thing to tell, independent of the others"
+)]
 struct News {
     /// VMs whose handovers depend on it.
     vms: BTreeSet<VmName>,

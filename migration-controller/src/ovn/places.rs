@@ -25,7 +25,8 @@ pub(crate) struct Places {
     /// Addresses that a port of another VM has as well. They are left alone: nobody can say whose
     /// place is theirs.
     pub(crate) disputed: BTreeSet<IpAddr>,
-    sets: PlaceSets,
+    /// What they are read from and written to.
+    pub(crate) sets: PlaceSets,
 }
 
 /// The place sets there are, by chassis and family.

@@ -239,8 +239,8 @@ pub(crate) fn read_config(row: &PortRow) -> Result<PortConfig, handover::MarkErr
     })
 }
 
-/// Writes that change nothing: the ports of a view as guards. Nothing where a mark cannot be read.
-pub(crate) fn guards(view: &View) -> Result<Vec<PortWrite>, handover::MarkError> {
+/// Writes that change nothing: these ports as guards. Nothing where a mark cannot be read.
+pub(crate) fn guards(rows: &[PortRow]) -> Result<Vec<PortWrite>, handover::MarkError> {
     let guard = |row: &PortRow| {
         let config = read_config(row)?;
         Ok(PortWrite {
@@ -249,5 +249,5 @@ pub(crate) fn guards(view: &View) -> Result<Vec<PortWrite>, handover::MarkError>
             config,
         })
     };
-    view.ports.iter().map(guard).collect()
+    rows.iter().map(guard).collect()
 }

@@ -112,7 +112,7 @@ fn what_a_policy_leaves_out_stays_the_default() {
 #[test]
 fn static_routes_keep_no_egress_whatever_the_default() {
     let mut keeping = defaults();
-    keeping.flip.keep_egress = Duration::from_secs(60);
+    keeping.flip.keep_egress = Duration::from_mins(1);
     let spec = json!({ "routing": { "mode": "StaticRoutes" } });
     let applied = policy("p", &spec).unwrap().apply(keeping);
     assert_eq!(applied.flip.keep_egress, Duration::ZERO);

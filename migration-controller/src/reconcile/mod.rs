@@ -349,7 +349,9 @@ impl Reconciler {
             tracing::warn!(%vm, ?addresses, "ports of other VMs have these addresses as well; they get no place");
         }
         let mode = self.settings(policy).mode;
-        let write = match rest(objects, view, mode, &|node| self.chassis_of(view, node)) {
+        let write = match rest(objects, &view.ports, &view.places, mode, &|node| {
+            self.chassis_of(view, node)
+        }) {
             Rest::Settled => return,
             Rest::Unmapped => {
                 again.open = true;

@@ -240,7 +240,7 @@ impl Lab {
         });
         let write = Write {
             step: Step::Flip,
-            ports: crate::ovn::guards(view).unwrap(),
+            ports: crate::ovn::guards(&view.ports).unwrap(),
             routes: routes.collect(),
             raise_nb_cfg_from: None,
         };
