@@ -39,8 +39,7 @@ impl PlaceSets {
     pub(super) fn of(nb: &Snapshot) -> Self {
         let placed = |(uuid, row): (&Uuid, &Arc<AddressSet>)| {
             let chassis = row.external_ids.get(names::CHASSIS)?;
-            let is_for = |family: &Family| row.name == names::place_set(chassis, *family);
-            let family = Family::ALL.into_iter().find(is_for)?;
+            let family = names::family(&row.name)?;
             Some(((chassis.clone(), family), (*uuid, row.clone())))
         };
         Self(nb.iter::<AddressSet>().filter_map(placed).collect())

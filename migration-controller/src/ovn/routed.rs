@@ -20,8 +20,16 @@ pub(super) struct RoutedTables {
     peers: Index<LogicalSwitchPort, ()>,
     /// Ports of machines by each of their addresses.
     pub(super) ports_by_address: Index<LogicalSwitchPort, IpAddr>,
-    /// The topology last found, with what it was found in.
-    known: Mutex<Option<(Layout, Option<Arc<Topology>>)>>,
+    known: Mutex<Option<Known>>,
+}
+
+/// The topology last found.
+struct Known {
+    /// When: the generation of the snapshot.
+    generation: u64,
+    /// In what.
+    layout: Layout,
+    topology: Option<Arc<Topology>>,
 }
 
 impl RoutedTables {
@@ -55,20 +63,28 @@ impl RoutedTables {
 
     /// The topology as a snapshot has it; `None` while there is no cluster router.
     pub(super) fn topology(&self, nb: &Snapshot) -> Option<Arc<Topology>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = &*known
+            && known.generation == nb.generation()
+        {
+            return known.topology.clone();
+        }
         let layout = Layout {
             routers: nb.rows(),
             router_ports: nb.rows(),
             switches: nb.rows(),
             peers: nb.lookup(&self.peers, &()),
         };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, topology)) = &*known
-            && of.is_same(&layout)
-        {
-            return topology.clone();
-        }
-        let topology = layout.topology(&self.cluster_router).map(Arc::new);
-        *known = Some((layout, topology.clone()));
+        // Rows that changed nothing of the layout, such as a flip's, come much more often than others.
+        let topology = match &*known {
+            Some(known) if known.layout.is_same(&layout) => known.topology.clone(),
+            _ => layout.topology(&self.cluster_router).map(Arc::new),
+        };
+        *known = Some(Known {
+            generation: nb.generation(),
+            layout,
+            topology: topology.clone(),
+        });
         topology
     }
 }

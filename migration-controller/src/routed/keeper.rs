@@ -39,8 +39,8 @@ pub(crate) struct Keeper<L> {
     alarms: Arc<Alarms>,
     /// Whoever must look at VMs when their topology changes.
     listener: Arc<L>,
-    /// The topology that was last found.
-    last: Mutex<Option<Arc<Topology>>>,
+    /// What was last found, once it was looked for.
+    last: Mutex<Option<Option<Arc<Topology>>>>,
 }
 
 // === impl Alarms ===
@@ -154,10 +154,10 @@ impl<L: Listener> Keeper<L> {
         self.metrics
             .gateways(found.map_or(0, |topology| topology.gateways.len()));
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.as_ref() == found {
+        if last.as_ref().is_some_and(|last| last.as_ref() == found) {
             return;
         }
-        *last = found.cloned();
+        *last = Some(found.cloned());
         drop(last);
         if let Some(topology) = found {
             tracing::info!(

@@ -23,6 +23,14 @@ pub(crate) fn place_set(chassis: &str, family: Family) -> String {
     format!("segue_{}_{}", id(chassis), family.field())
 }
 
+/// The family of a place set, by its name.
+pub(crate) fn family(set: &str) -> Option<Family> {
+    let (_, ending) = set.rsplit_once('_')?;
+    Family::ALL
+        .into_iter()
+        .find(|family| family.field() == ending)
+}
+
 /// Name of the set with the networks inside.
 pub(crate) fn inside_set(family: Family) -> String {
     format!("segue_inside_{}", family.field())
