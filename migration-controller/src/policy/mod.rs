@@ -9,6 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::api::{FlipOn, HandoverPolicy, LabelExpression, LabelOperator, RoutingMode, VmSelector};
 
+use crate::ovn::{Places, View};
+
 /// The longest time that a policy can ask for. The API server checks it too, unless it is of before
 /// the check.
 const LONGEST: f64 = 86_400.0;
@@ -42,6 +44,18 @@ struct Asked {
     peers: Option<Duration>,
     release: Option<Duration>,
     establish: Option<Duration>,
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// Where the routes lead that are to follow the guest: none where others' static routes are.
+    pub(crate) fn places(&self, view: &View) -> Places {
+        match self.mode {
+            RoutingMode::AddressSets => view.places.clone(),
+            RoutingMode::StaticRoutes => Places::default(),
+        }
+    }
 }
 
 // === impl Policy ===

@@ -281,6 +281,11 @@ impl Reconciler {
         let mut order: Vec<_> = records.values().cloned().collect();
         order.sort_by_key(|record| std::cmp::Reverse(record.spec.epoch));
         let barrier = view.barrier();
+        let patience = Patience {
+            deadlines: settings.deadlines,
+            pod_gone_grace: self.pod_gone_grace,
+        };
+        let places = settings.places(&view);
         let mut cases: Vec<Case> = Vec::new();
         let mut newer_migration = false;
         for (position, mut record) in order.into_iter().enumerate() {
@@ -292,14 +297,11 @@ impl Reconciler {
                 newer_migration,
                 former: &plan::former(&record, objects, &chassis_of),
                 ports: &view.ports,
-                places: &view.places,
+                places: &places,
                 flip: settings.flip,
                 barrier: barrier.clone(),
                 chassis_of: &chassis_of,
-                patience: Patience {
-                    deadlines: settings.deadlines,
-                    pod_gone_grace: self.pod_gone_grace,
-                },
+                patience,
             };
             let seen = observe(&inputs, &mut record.spec, &mut record.status);
             newer_migration |= takes_over(&seen);

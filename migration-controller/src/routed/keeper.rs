@@ -39,8 +39,20 @@ pub(crate) struct Keeper<L> {
     alarms: Arc<Alarms>,
     /// Whoever must look at VMs when their topology changes.
     listener: Arc<L>,
-    /// What was last found, once it was looked for.
-    last: Mutex<Option<Option<Arc<Topology>>>>,
+    /// What was last found.
+    last: Mutex<Found>,
+}
+
+/// What a look for the topology came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Found {
+    /// There was none yet.
+    #[default]
+    NotSought,
+    /// There is no cluster router.
+    Nothing,
+    /// This.
+    Topology(Arc<Topology>),
 }
 
 // === impl Alarms ===
@@ -154,10 +166,11 @@ impl<L: Listener> Keeper<L> {
         self.metrics
             .gateways(found.map_or(0, |topology| topology.gateways.len()));
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.as_ref().is_some_and(|last| last.as_ref() == found) {
+        let found_now = found.cloned().map_or(Found::Nothing, Found::Topology);
+        if *last == found_now {
             return;
         }
-        *last = Some(found.cloned());
+        *last = found_now;
         drop(last);
         if let Some(topology) = found {
             tracing::info!(
