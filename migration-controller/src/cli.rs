@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use handover::Deadlines;
+use handover::{Deadlines, FlipPolicy, FlipTiming};
 use ovsdb_rs::Endpoints;
 
-use crate::observe::Patience;
+use crate::api::RoutingMode;
+use crate::policy::Settings;
 
 /// Hands the OVN ports of a KubeVirt VM over to the node it migrates to.
 ///
@@ -48,6 +49,11 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "SEGUE_SB", value_name = "ENDPOINTS")]
     pub(crate) sb: Endpoints,
 
+    /// Name of the cluster router of the routed topology: the router that every node's switch is
+    /// on. Without it nothing routes by a guest's place, and nothing is looked for.
+    #[arg(long, env = "SEGUE_CLUSTER_ROUTER", value_name = "NAME")]
+    pub(crate) cluster_router: Option<String>,
+
     /// Where to serve /metrics, /healthz and /readyz.
     #[arg(
         long,
@@ -82,6 +88,15 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "SEGUE_ESTABLISH_DEADLINE", value_name = "SECONDS", default_value = "90", value_parser = seconds)]
     pub(crate) establish_deadline: Duration,
 
+    /// On which sign routes that depend on a guest's place follow it, where no HandoverPolicy says.
+    #[arg(long, env = "SEGUE_FLIP", value_enum, default_value_t = Flip::OnResume)]
+    pub(crate) flip: Flip,
+
+    /// For how long after a guest resumed its traffic with the outside stays with the gateway that
+    /// it had, where no HandoverPolicy says.
+    #[arg(long, env = "SEGUE_KEEP_EGRESS", value_name = "SECONDS", default_value = "0", value_parser = seconds)]
+    pub(crate) keep_egress: Duration,
+
     /// How long after its last container a finished pod may still hold its network interface.
     #[arg(long, env = "SEGUE_POD_GONE_GRACE", value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub(crate) pod_gone_grace: Duration,
@@ -96,16 +111,40 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// On which sign routes follow a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Flip {
+    /// When it runs on the target.
+    OnResume,
+    /// When it pauses on the source. Needs an agent there.
+    OnPause,
+}
+
 impl RunArgs {
-    pub(crate) fn patience(&self) -> Patience {
-        Patience {
+    /// How handovers are done where no policy says otherwise.
+    pub(crate) fn settings(&self) -> Settings {
+        Settings {
             deadlines: Deadlines {
                 peers: self.peers_deadline,
                 release: self.release_deadline,
                 establish: self.establish_deadline,
             },
-            pod_gone_grace: self.pod_gone_grace,
+            mode: RoutingMode::default(),
+            flip: FlipPolicy {
+                timing: match self.flip {
+                    Flip::OnResume => FlipTiming::OnResume,
+                    Flip::OnPause => FlipTiming::OnPause,
+                },
+                keep_egress: self.keep_egress,
+            },
         }
+    }
+
+    /// The cluster router's name. An empty one, as an unset variable of a manifest gives it, is none.
+    pub(crate) fn cluster_router(&self) -> Option<&str> {
+        self.cluster_router
+            .as_deref()
+            .filter(|name| !name.is_empty())
     }
 }
 
@@ -166,8 +205,8 @@ mod tests {
                 deadline,
             ])
         };
-        let patience = run("0.5").unwrap().run.unwrap().patience();
-        assert_eq!(patience.deadlines.peers, Duration::from_millis(500));
+        let settings = run("0.5").unwrap().run.unwrap().settings();
+        assert_eq!(settings.deadlines.peers, Duration::from_millis(500));
         assert!(run("-1").is_err());
         assert!(run("soon").is_err());
     }

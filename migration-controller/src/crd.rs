@@ -2,7 +2,7 @@
 
 use kube::CustomResourceExt;
 
-use crate::api::Handover;
+use crate::api::{Handover, HandoverPolicy};
 
 /// The definitions as YAML.
 ///
@@ -10,9 +10,10 @@ use crate::api::Handover;
 ///
 /// None that can happen to this crate's own types; the serialiser's signature has one.
 pub fn yaml() -> Result<String, serde_saphyr::ser_error::Error> {
-    let header = "# Generated from the Rust types: migration-controller crd\n";
-    Ok(format!(
-        "{header}{}",
-        serde_saphyr::to_string(&Handover::crd())?
-    ))
+    let mut text = "# Generated from the Rust types: migration-controller crd\n".to_owned();
+    for definition in [Handover::crd(), HandoverPolicy::crd()] {
+        text.push_str("---\n");
+        text.push_str(&serde_saphyr::to_string(&definition)?);
+    }
+    Ok(text)
 }

@@ -15,7 +15,9 @@ pub mod kubevirt;
 mod metrics;
 mod observe;
 mod ovn;
+mod policy;
 mod reconcile;
+mod routed;
 mod run;
 
 pub use cli::Cli;

@@ -22,6 +22,10 @@ pub(crate) struct Metrics {
     phase_seconds: Family<PhaseLabel, Histogram>,
     writes: Family<WriteLabels, Counter>,
     write_seconds: Histogram,
+    flip_seconds: Histogram,
+    gateways: Gauge,
+    routed_writes: Family<RoutedLabels, Counter>,
+    swept: Counter,
     reconcile_seconds: Histogram,
     leader: Gauge,
     replicas_synced: Family<DatabaseLabel, Gauge>,
@@ -53,6 +57,12 @@ struct PhaseLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WriteLabels {
     step: String,
+    result: WriteResult,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RoutedLabels {
+    what: &'static str,
     result: WriteResult,
 }
 
@@ -88,6 +98,10 @@ impl Metrics {
             phase_seconds,
             writes: Family::default(),
             write_seconds: fast(),
+            flip_seconds: fast(),
+            gateways: Gauge::default(),
+            routed_writes: Family::default(),
+            swept: Counter::default(),
             reconcile_seconds: fast(),
             leader: Gauge::default(),
             replicas_synced: Family::default(),
@@ -125,6 +139,7 @@ impl Metrics {
             Unit::Seconds,
             metrics.write_seconds.clone(),
         );
+        metrics.register_routed(&mut registry);
         registry.register_with_unit(
             "reconcile_duration",
             "How long one look at a VM took, with what it led to",
@@ -172,6 +187,31 @@ impl Metrics {
         }
     }
 
+    fn register_routed(&self, registry: &mut Registry) {
+        registry.register_with_unit(
+            "flip_duration",
+            "How long the Northbound took to commit flips",
+            Unit::Seconds,
+            self.flip_seconds.clone(),
+        );
+        registry.register(
+            "gateways",
+            "Chassis with a gateway router on the join switch, as this controller sees them",
+            self.gateways.clone(),
+        );
+        registry.register(
+            "routed_writes",
+            "Northbound transactions of the routed topology other than flips: rows kept as they \
+             should be, guests at rest placed",
+            self.routed_writes.clone(),
+        );
+        registry.register(
+            "stray_addresses_removed",
+            "Addresses taken out of their place sets because no port had them",
+            self.swept.clone(),
+        );
+    }
+
     pub(crate) fn phase_entered(&self, phase: Phase) {
         self.phase_entries
             .get_or_create(&PhaseLabel::of(phase))
@@ -187,16 +227,41 @@ impl Metrics {
     pub(crate) fn wrote(&self, step: Step, written: &Written, took: Duration) {
         let labels = WriteLabels {
             step: step.to_string(),
-            result: match written {
-                Written::Committed => WriteResult::Committed,
-                Written::Refused(_) => WriteResult::Refused,
-                Written::NotLeader => WriteResult::NotLeader,
-                Written::Indeterminate(_) => WriteResult::Indeterminate,
-                Written::Failed(_) => WriteResult::Failed,
-            },
+            result: WriteResult::of(written),
         };
         self.writes.get_or_create(&labels).inc();
         self.write_seconds.observe(took.as_secs_f64());
+        if step == Step::Flip && *written == Written::Committed {
+            self.flip_seconds.observe(took.as_secs_f64());
+        }
+    }
+
+    /// The routed topology's rows were to be made as they should be.
+    pub(crate) fn kept_rows(&self, written: &Written, took: Duration) {
+        self.routed("rows", written, took);
+    }
+
+    /// A guest at rest was to be given its place.
+    pub(crate) fn placed(&self, written: &Written, took: Duration) {
+        self.routed("place", written, took);
+    }
+
+    fn routed(&self, what: &'static str, written: &Written, took: Duration) {
+        let result = WriteResult::of(written);
+        self.routed_writes
+            .get_or_create(&RoutedLabels { what, result })
+            .inc();
+        self.write_seconds.observe(took.as_secs_f64());
+    }
+
+    /// This many gateways were found.
+    pub(crate) fn gateways(&self, count: usize) {
+        self.gateways.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many addresses were taken out of their sets.
+    pub(crate) fn swept(&self, count: usize) {
+        self.swept.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
     }
 
     pub(crate) fn reconciled(&self, took: Duration) {
@@ -233,6 +298,18 @@ impl Metrics {
         let mut text = String::new();
         text::encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+impl WriteResult {
+    fn of(written: &Written) -> Self {
+        match written {
+            Written::Committed => Self::Committed,
+            Written::Refused(_) => Self::Refused,
+            Written::NotLeader => Self::NotLeader,
+            Written::Indeterminate(_) => Self::Indeterminate,
+            Written::Failed(_) => Self::Failed,
+        }
     }
 }
 

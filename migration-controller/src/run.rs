@@ -22,6 +22,7 @@ use crate::http::{Probe, Server};
 use crate::metrics::{Metrics, Reading};
 use crate::ovn::{Databases, LogicalSwitchPort, Writer};
 use crate::reconcile::{Reconciler, Work};
+use crate::routed::Keeper;
 
 /// Who publishes the Events.
 const REPORTER: &str = "segue-migration-controller";
@@ -83,7 +84,7 @@ async fn control(args: RunArgs) -> anyhow::Result<()> {
     };
     let nb = ovsdb_rs::Client::spawn(args.nb.clone(), options.clone());
     let sb = ovsdb_rs::Client::spawn(args.sb.clone(), options);
-    let databases = Arc::new(Databases::start(&nb, &sb)?);
+    let databases = Arc::new(Databases::start(&nb, &sb, args.cluster_router())?);
     let cluster = Arc::new(Cluster::default());
     let metrics = Arc::new(Metrics::new());
     let work = Arc::new(Work::new(cluster.clone(), metrics.clone()));
@@ -111,16 +112,23 @@ async fn control(args: RunArgs) -> anyhow::Result<()> {
         let _ = state.writer.set(writer.clone());
         let reconciler = Arc::new(Reconciler {
             cluster,
-            databases,
+            databases: databases.clone(),
             writer: writer.clone(),
             recorder: Recorder::new(client.clone(), Reporter::from(REPORTER)),
             client,
-            metrics,
+            metrics: metrics.clone(),
             work: work.clone(),
-            patience: args.patience(),
+            settings: args.settings(),
+            pod_gone_grace: args.pod_gone_grace,
             unsaved: std::sync::Mutex::default(),
         });
         reconciler.start(usize::from(args.concurrency), &stop, &mut tasks);
+        if databases.cluster_router().is_some() {
+            let alarms = work.alarms();
+            let keeper = Keeper::new(databases, writer.clone(), metrics, alarms, work.clone());
+            let stop = stop.clone();
+            tasks.spawn(async move { keeper.run(&stop).await });
+        }
         tasks.spawn(lead(writer, reconciler, work, stop.clone()));
         tokio::select! {
             biased;

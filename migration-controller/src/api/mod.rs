@@ -6,6 +6,7 @@
 )]
 
 mod condition;
+mod policy;
 mod time;
 
 use handover::{Chassis, Epoch, Phase, Signal, SignalKind, SignalSource, Signals};
@@ -14,6 +15,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 pub use condition::{Condition, ConditionStatus, ConditionType};
+pub use policy::{
+    FlipOn, HandoverPolicy, HandoverPolicySpec, LabelExpression, LabelOperator, PolicyDeadlines,
+    Routing, RoutingMode, VmSelector,
+};
 pub use time::Moment;
 
 /// Who writes `Handover` objects: the field manager of every server-side apply.
@@ -95,6 +100,13 @@ pub const FIELD_MANAGER: &str = "segue-migration-controller";
         type_ = "number",
         json_path = ".status.blackoutMs",
         description = "The longest run of losses its peers saw",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Policy",
+        type_ = "string",
+        json_path = ".status.policy",
+        description = "The HandoverPolicy that applies",
         priority = 1
     ),
     printcolumn(
@@ -183,6 +195,9 @@ pub struct HandoverStatus {
     /// Why the guest did not end up on the target, or could not be followed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_reason: Option<String>,
+    /// The HandoverPolicy that applies; the controller's own settings do where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
     /// The usual summary for programs.
     #[serde(default)]
     #[schemars(extend(
@@ -221,6 +236,8 @@ pub enum TimelineStep {
     Paused,
     /// The guest was first seen to run on the target.
     Resumed,
+    /// The routes that depend on where the guest is were made to lead there (T2 was committed).
+    Flipped,
     /// The migration was first seen to be over.
     MigrationEnded,
     /// The chassis where the guest runs was requested alone (T3 or the roll-back was committed).

@@ -14,6 +14,7 @@ use kube::ResourceExt;
 
 use crate::api::Handover;
 use crate::kubevirt::{VirtualMachineInstance, VirtualMachineInstanceMigration, keys};
+use crate::policy::Policy;
 
 pub(crate) use store::{Key, Seen, Store, Stored};
 pub(crate) use watch::{Kind, Listener, watch_all};
@@ -31,6 +32,7 @@ pub(crate) struct State {
     handovers: Store<Handover>,
     pods: Store<LauncherPod>,
     nodes: Store<NodeChassis>,
+    policies: Store<Policy>,
     synced: BTreeSet<Kind>,
 }
 
@@ -210,6 +212,16 @@ impl Stored for NodeChassis {
     }
 }
 
+impl Stored for Policy {
+    fn meta(&self) -> &ObjectMeta {
+        Policy::meta(self)
+    }
+
+    fn keys(&self) -> Vec<Key> {
+        Vec::new()
+    }
+}
+
 // === impl Cluster ===
 
 impl Cluster {
@@ -251,6 +263,33 @@ impl Cluster {
             _ => None,
         })
         .collect()
+    }
+
+    /// Every VM that has an instance.
+    pub(crate) fn instances(&self) -> BTreeSet<VmName> {
+        let state = self.read();
+        let keys = state.vmis.keys();
+        keys.filter_map(|key| match key {
+            Key::Vm(vm) => Some(vm.clone()),
+            _ => None,
+        })
+        .collect()
+    }
+
+    /// The policy that applies to an instance. One that cannot be read applies to none.
+    pub(crate) fn policy(&self, vmi: &VirtualMachineInstance) -> Option<Arc<Policy>> {
+        let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
+        let none = std::collections::BTreeMap::new();
+        let labels = vmi.metadata.labels.as_ref().unwrap_or(&none);
+        let state = self.read();
+        let valid = state.policies.all().filter_map(|seen| match seen {
+            Seen::Valid(policy) => Some(policy),
+            Seen::Malformed { .. } => None,
+        });
+        valid
+            .filter(|policy| policy.selects(namespace, labels))
+            .max_by(|a, b| a.precedence().cmp(&b.precedence()))
+            .cloned()
     }
 
     /// Whether Kubernetes knows the VM: an instance, a migration or a handover of it.

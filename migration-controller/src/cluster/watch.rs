@@ -17,9 +17,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::store::object_name;
-use super::{Cluster, LauncherPod, NodeChassis, Seen, State, Store, Stored};
-use crate::api::Handover;
+use super::{Cluster, Seen, State, Store, Stored};
+use crate::api::{Handover, HandoverPolicy};
 use crate::kubevirt::{VirtualMachineInstance, VirtualMachineInstanceMigration, keys};
+use crate::policy::Policy;
 
 /// How long one watch request lasts. A connection that went dead without a word is noticed only when
 /// its request should have ended, and until then what migrates goes unseen.
@@ -38,6 +39,8 @@ pub(crate) enum Kind {
     Pod,
     /// Node.
     Node,
+    /// HandoverPolicy.
+    Policy,
 }
 
 /// Who hears of changes.
@@ -51,17 +54,24 @@ pub(crate) trait Listener: Send + Sync + 'static {
     /// Everything may have changed.
     fn everything_changed(&self);
 
+    /// The routed topology, or segue's rows of it, changed.
+    fn layout_changed(&self);
+
+    /// An address may be in a place set without a port that has it.
+    fn addresses_left(&self);
+
     /// An object could not be read.
     fn malformed(&self, kind: Kind);
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Vmi,
         Self::Migration,
         Self::Handover,
         Self::Pod,
         Self::Node,
+        Self::Policy,
     ];
 }
 
@@ -73,6 +83,7 @@ impl fmt::Display for Kind {
             Self::Handover => "Handover",
             Self::Pod => "Pod",
             Self::Node => "Node",
+            Self::Policy => "HandoverPolicy",
         })
     }
 }
@@ -82,7 +93,7 @@ struct Watch<K, T> {
     kind: Kind,
     api: Api<DeserializeGuard<K>>,
     config: Config,
-    convert: fn(K) -> T,
+    convert: fn(K) -> Result<T, String>,
     store: fn(&mut State) -> &mut Store<T>,
 }
 
@@ -104,31 +115,34 @@ pub(crate) fn watch_all(
     let launchers = all
         .clone()
         .labels(&format!("{}={}", keys::APP, keys::LAUNCHER));
-    spawn.watch::<VirtualMachineInstance, _>(
-        tasks,
-        Kind::Vmi,
-        all.clone(),
-        |vmi| vmi,
-        |s| &mut s.vmis,
-    );
+    spawn.watch::<VirtualMachineInstance, _>(tasks, Kind::Vmi, all.clone(), Ok, |s| &mut s.vmis);
     spawn.watch::<VirtualMachineInstanceMigration, _>(
         tasks,
         Kind::Migration,
         all.clone(),
-        |migration| migration,
+        Ok,
         |state| &mut state.migrations,
     );
-    spawn.watch::<Handover, _>(
-        tasks,
-        Kind::Handover,
-        all.clone(),
-        |handover| handover,
-        |state| &mut state.handovers,
-    );
-    spawn.watch::<Pod, _>(tasks, Kind::Pod, launchers, LauncherPod::from, |s| {
-        &mut s.pods
+    spawn.watch::<Handover, _>(tasks, Kind::Handover, all.clone(), Ok, |state| {
+        &mut state.handovers
     });
-    spawn.watch::<Node, _>(tasks, Kind::Node, all, NodeChassis::from, |s| &mut s.nodes);
+    spawn.watch::<Pod, _>(
+        tasks,
+        Kind::Pod,
+        launchers,
+        |pod| Ok(pod.into()),
+        |s| &mut s.pods,
+    );
+    spawn.watch::<Node, _>(
+        tasks,
+        Kind::Node,
+        all.clone(),
+        |node| Ok(node.into()),
+        |s| &mut s.nodes,
+    );
+    spawn.watch::<HandoverPolicy, _>(tasks, Kind::Policy, all, Policy::try_from, |s| {
+        &mut s.policies
+    });
 }
 
 struct Spawn<'a, L> {
@@ -144,7 +158,7 @@ impl<L: Listener> Spawn<'_, L> {
         tasks: &mut JoinSet<()>,
         kind: Kind,
         config: Config,
-        convert: fn(K) -> T,
+        convert: fn(K) -> Result<T, String>,
         store: fn(&mut State) -> &mut Store<T>,
     ) where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
@@ -220,24 +234,31 @@ where
     }
 
     fn see(&self, object: DeserializeGuard<K>, listener: &impl Listener) -> Seen<T> {
-        match object.0 {
+        let (meta, error) = match object.0 {
             Ok(mut object) => {
                 // Who wrote which field: often the larger half of an object, and of no use here.
                 object.meta_mut().managed_fields = None;
-                Seen::Valid(Arc::new((self.convert)(object)))
-            }
-            Err(invalid) => {
-                let (namespace, name) = object_name(&invalid.metadata);
-                tracing::warn!(
-                    kind = %self.kind, namespace, name, error = invalid.error,
-                    "object cannot be read; its VM's handovers wait until it can"
-                );
-                listener.malformed(self.kind);
-                Seen::Malformed {
-                    meta: Box::new(invalid.metadata),
-                    error: invalid.error.into(),
+                let meta = object.meta().clone();
+                match (self.convert)(object) {
+                    Ok(object) => return Seen::Valid(Arc::new(object)),
+                    Err(error) => (meta, error),
                 }
             }
+            Err(invalid) => (invalid.metadata, invalid.error),
+        };
+        let (namespace, name) = object_name(&meta);
+        let consequence = match self.kind {
+            Kind::Policy => "it applies to no VM until it can",
+            _ => "its VM's handovers wait until it can",
+        };
+        tracing::warn!(
+            kind = %self.kind, namespace, name, error,
+            "object cannot be read; {consequence}"
+        );
+        listener.malformed(self.kind);
+        Seen::Malformed {
+            meta: Box::new(meta),
+            error: error.into(),
         }
     }
 
@@ -255,7 +276,7 @@ where
             let newly_synced = listed && state.synced.insert(self.kind);
             (state.vms(&keys), newly_synced)
         };
-        if newly_synced {
+        if newly_synced || self.kind == Kind::Policy {
             listener.everything_changed();
         } else if self.kind == Kind::Node {
             listener.world_changed();

@@ -9,14 +9,14 @@ mod signals;
 use std::time::Duration;
 
 use handover::{
-    Barrier, Chassis, Deadlines, Identity, Mark, MarkError, MigrationUid, Observed, Outcome, Port,
-    PortConfig, PortName, Side, Since,
+    Barrier, Chassis, Deadlines, FlipPolicy, Identity, Mark, MarkError, MigrationUid, Observed,
+    Outcome, Port, PortConfig, PortName, Side, Since,
 };
 
 use crate::api::{HandoverSpec, HandoverStatus, Moment, TimelineStep};
 use crate::cluster::VmObjects;
 use crate::kubevirt::{MigrationState, VirtualMachineInstanceMigration};
-use crate::ovn::{PortRow, read_config};
+use crate::ovn::{Places, PortRow, read_config};
 
 pub(crate) use outcome::Ending;
 pub(crate) use preflight::{Incompatible, preflight};
@@ -35,6 +35,10 @@ pub(crate) struct Inputs<'a> {
     pub(crate) former: &'a [Chassis],
     /// The VM's ports.
     pub(crate) ports: &'a [PortRow],
+    /// Where its routes lead.
+    pub(crate) places: &'a Places,
+    /// When they follow the guest.
+    pub(crate) flip: FlipPolicy,
     /// How far the chassis have followed.
     pub(crate) barrier: Barrier,
     /// The chassis of a node.
@@ -116,6 +120,9 @@ pub(crate) fn observe(
         target_pod_gone: target_pod.gone,
         signals: status.signals(),
         ports,
+        routes: inputs.places.routes.clone(),
+        gateways: inputs.places.gateways.clone(),
+        flip: inputs.flip,
         barrier: inputs.barrier.clone(),
         since: Since {
             barrier: status.step(TimelineStep::BarrierRaised).map(Into::into),

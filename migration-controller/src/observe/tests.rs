@@ -70,6 +70,7 @@ fn row(name: &str) -> PortRow {
     PortRow {
         uuid: uuid::Uuid::nil(),
         name: PortName::new(name),
+        addresses: Vec::new(),
         options: BTreeMap::new(),
         external_ids: BTreeMap::new(),
         binding: Binding {
@@ -160,6 +161,8 @@ impl World {
             newer_migration: false,
             former: &[],
             ports: &self.ports,
+            places: &Places::default(),
+            flip: FlipPolicy::default(),
             barrier: Barrier::default(),
             chassis_of: &|node| chassis.get(node).cloned(),
             patience: Patience {

@@ -72,6 +72,7 @@ mod tests {
         LogicalSwitchPort {
             name: name.into(),
             r#type: String::new(),
+            addresses: Vec::new(),
             options: BTreeMap::new(),
             external_ids: ids.iter().map(|&(k, v)| (k.into(), v.into())).collect(),
         }

@@ -1,18 +1,18 @@
 //! Replicas of the tables that handovers read, and views of them per VM.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use handover::{Barrier, Binding, Mark, PortName, VmName};
-use ovsdb_rs::{
-    Client, Condition, Error, Event, Index, Replica, ReplicaBuilder, Snapshot, SyncState,
-};
-use tokio_util::sync::CancellationToken;
+use ovsdb_rs::{Client, Condition, Error, Index, Replica, ReplicaBuilder, Snapshot, SyncState};
 use uuid::Uuid;
 
 use super::owner::{Owners, candidates, owner};
+use super::routed::RoutedTables;
 use super::tables::{NORTHBOUND, SOUTHBOUND};
-use super::{Chassis, ChassisPrivate, LogicalSwitchPort, NbGlobal, PortBinding};
-use crate::cluster::Listener;
+use super::{Chassis, ChassisPrivate, LogicalSwitchPort, NbGlobal, PlaceSets, Places, PortBinding};
+use crate::routed::{Topology, port_addresses};
 
 /// Southbound `Port_Binding.options` key: chassis that have activated the port, comma-separated.
 /// Source: ovn-sb(5).
@@ -20,10 +20,12 @@ const ACTIVATED: &str = "additional-chassis-activated";
 
 /// Both databases.
 pub(crate) struct Databases {
-    nb: Replica,
-    sb: Replica,
+    pub(super) nb: Replica,
+    pub(super) sb: Replica,
+    /// What the routed topology is read from; nothing where there is none.
+    pub(super) routed: Option<RoutedTables>,
     ports_by_vm: Index<LogicalSwitchPort, VmName>,
-    ports_by_name: Index<LogicalSwitchPort, String>,
+    pub(super) ports_by_name: Index<LogicalSwitchPort, String>,
     ports_by_migration: Index<LogicalSwitchPort, String>,
     bindings_by_port: Index<PortBinding, String>,
     chassis_by_name: Index<Chassis, String>,
@@ -35,6 +37,8 @@ pub(crate) struct View {
     chassis_by_name: Index<Chassis, String>,
     /// The VM's ports, by name.
     pub(crate) ports: Vec<PortRow>,
+    /// Where its routes lead.
+    pub(crate) places: Places,
     /// The row of `NB_Global` and its `nb_cfg`.
     pub(crate) nb_global: Option<(Uuid, i64)>,
 }
@@ -46,6 +50,8 @@ pub(crate) struct PortRow {
     pub(crate) uuid: Uuid,
     /// Its name.
     pub(crate) name: PortName,
+    /// `addresses`.
+    pub(crate) addresses: Vec<String>,
     /// `options`.
     pub(crate) options: BTreeMap<String, String>,
     /// `external_ids`.
@@ -59,11 +65,21 @@ pub(crate) struct PortRow {
 // === impl Databases ===
 
 impl Databases {
-    /// Starts both replicas; they synchronise by themselves.
-    pub(crate) fn start(nb: &Client, sb: &Client) -> Result<Self, Error> {
+    /// Starts both replicas; they synchronise by themselves. There is a routed topology where
+    /// the name of its cluster router is given.
+    pub(crate) fn start(
+        nb: &Client,
+        sb: &Client,
+        cluster_router: Option<&str>,
+    ) -> Result<Self, Error> {
         let mut northbound = Replica::builder(NORTHBOUND)
             .table::<LogicalSwitchPort>()
             .table::<NbGlobal>();
+        let mut routed = None;
+        if let Some(cluster_router) = cluster_router {
+            northbound = RoutedTables::tables(northbound);
+            routed = Some(RoutedTables::new(cluster_router, &mut northbound));
+        }
         let ports_by_vm = northbound.index(candidates);
         let ports_by_name = northbound.index(|port: &LogicalSwitchPort| [port.name.clone()]);
         let ports_by_migration = northbound
@@ -75,6 +91,7 @@ impl Databases {
         Ok(Self {
             nb: northbound.start(nb)?,
             sb: southbound.start(sb)?,
+            routed,
             ports_by_vm,
             ports_by_name,
             ports_by_migration,
@@ -121,10 +138,12 @@ impl Databases {
             .lookup(&self.ports_by_vm, vm)
             .into_iter()
             .filter(|(_, port)| owner(port, owners).as_ref().unwrap_or(vm) == vm);
+        let owned: Vec<_> = owned.collect();
+        let places = self.places(&nb, vm, &owned, owners);
         let marked = migrations
             .iter()
             .flat_map(|uid| nb.lookup(&self.ports_by_migration, uid));
-        let ports: BTreeMap<_, _> = owned.chain(marked).collect();
+        let ports: BTreeMap<_, _> = owned.into_iter().chain(marked).collect();
         let mut ports: Vec<_> = ports
             .into_iter()
             .map(|(uuid, port)| self.port_row(&sb, uuid, &port))
@@ -133,10 +152,46 @@ impl Databases {
         let nb_global = nb.rows::<NbGlobal>();
         View {
             ports,
+            places,
             nb_global: nb_global.first().map(|(uuid, row)| (*uuid, row.nb_cfg)),
             sb,
             chassis_by_name: self.chassis_by_name,
         }
+    }
+
+    /// The places of a VM's ports. Those on other than routed switches have none.
+    fn places(
+        &self,
+        nb: &Snapshot,
+        vm: &VmName,
+        ports: &[(Uuid, Arc<LogicalSwitchPort>)],
+        owners: &impl Owners,
+    ) -> Places {
+        let Some((routed, topology)) = self.routed_at(nb) else {
+            return Places::default();
+        };
+        let is_routed = |uuid: &Uuid| topology.holds(nb, uuid);
+        let routed_ports = ports.iter().filter(|(uuid, _)| is_routed(uuid));
+        let addresses: BTreeSet<IpAddr> = routed_ports
+            .flat_map(|(_, port)| port_addresses(&port.addresses))
+            .collect();
+        if addresses.is_empty() {
+            return Places::default();
+        }
+        let is_disputed = |address: &&IpAddr| {
+            let mut holders = nb.lookup(&routed.ports_by_address, *address).into_iter();
+            holders.any(|(uuid, port)| {
+                is_routed(&uuid) && owner(&port, owners).is_some_and(|other| other != *vm)
+            })
+        };
+        let disputed = addresses.iter().filter(is_disputed).copied().collect();
+        Places::of(PlaceSets::of(nb), &addresses, disputed)
+    }
+
+    /// The routed topology as a snapshot has it, while there is one.
+    fn routed_at(&self, nb: &Snapshot) -> Option<(&RoutedTables, Arc<Topology>)> {
+        let routed = self.routed.as_ref()?;
+        Some((routed, routed.topology(nb)?))
     }
 
     fn port_row(&self, sb: &Snapshot, uuid: Uuid, port: &LogicalSwitchPort) -> PortRow {
@@ -147,6 +202,7 @@ impl Databases {
         PortRow {
             uuid,
             name: PortName::new(&port.name),
+            addresses: port.addresses.clone(),
             options: port.options.clone(),
             external_ids: port.external_ids.clone(),
             binding: binding
@@ -172,72 +228,10 @@ impl Databases {
             .filter_map(|(_, port)| likely_owner(port, owners))
             .collect()
     }
-
-    /// Follows the Northbound's changes until `stop`.
-    pub(crate) async fn follow_northbound(
-        &self,
-        listener: &impl Listener,
-        owners: &impl Owners,
-        stop: &CancellationToken,
-    ) {
-        let (_, mut changes) = self.nb.subscribe();
-        while let Some(Some(event)) = stop.run_until_cancelled(changes.next()).await {
-            let Event::Changes(set) = event else {
-                listener.everything_changed();
-                continue;
-            };
-            let mut vms = BTreeSet::new();
-            for change in &set.changes {
-                if let Some(port) = change.of::<LogicalSwitchPort>() {
-                    let rows = port.old.iter().chain(&port.new);
-                    vms.extend(rows.filter_map(|row| likely_owner(row, owners)));
-                } else if change.of::<NbGlobal>().is_some() {
-                    listener.world_changed();
-                }
-            }
-            listener.vms_changed(vms);
-        }
-    }
-
-    /// Follows the Southbound's changes until `stop`.
-    pub(crate) async fn follow_southbound(
-        &self,
-        listener: &impl Listener,
-        owners: &impl Owners,
-        stop: &CancellationToken,
-    ) {
-        let (_, mut changes) = self.sb.subscribe();
-        while let Some(Some(event)) = stop.run_until_cancelled(changes.next()).await {
-            let Event::Changes(set) = event else {
-                listener.everything_changed();
-                continue;
-            };
-            let mut vms = BTreeSet::new();
-            let mut world = false;
-            for change in &set.changes {
-                let Some(binding) = change.of::<PortBinding>() else {
-                    world = true;
-                    continue;
-                };
-                for row in binding.old.iter().chain(&binding.new) {
-                    let ports = self.nb.lookup(&self.ports_by_name, &row.logical_port);
-                    vms.extend(
-                        ports
-                            .iter()
-                            .filter_map(|(_, port)| likely_owner(port, owners)),
-                    );
-                }
-            }
-            if world {
-                listener.world_changed();
-            }
-            listener.vms_changed(vms);
-        }
-    }
 }
 
 /// The owner of a port; of a marked one whose VM is gone, the VM that it most likely had.
-fn likely_owner(port: &LogicalSwitchPort, owners: &impl Owners) -> Option<VmName> {
+pub(super) fn likely_owner(port: &LogicalSwitchPort, owners: &impl Owners) -> Option<VmName> {
     let marked = port.external_ids.contains_key(Mark::OWNER);
     let fallback = || candidates(port).into_iter().next().filter(|_| marked);
     owner(port, owners).or_else(fallback)

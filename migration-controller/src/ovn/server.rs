@@ -9,14 +9,14 @@ use ovsdb_rs::{Client, ClientOptions, Endpoint};
 use tempfile::TempDir;
 
 /// A running server; killed when dropped.
-pub(super) struct Server {
+pub(crate) struct Server {
     directory: TempDir,
     child: Child,
 }
 
 impl Server {
     /// A server of an empty database with the schema `<name>.ovsschema`.
-    pub(super) fn start(schema: &str) -> Self {
+    pub(crate) fn start(schema: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let database = directory.path().join("db");
         let created = Command::new(program("ovsdb-tool"))
@@ -44,7 +44,7 @@ impl Server {
     }
 
     /// A client of it; waits until the server listens.
-    pub(super) async fn connect(&self) -> Client {
+    pub(crate) async fn connect(&self) -> Client {
         let options = ClientOptions {
             min_backoff: Duration::from_millis(5),
             max_backoff: Duration::from_millis(50),
@@ -64,7 +64,7 @@ impl Drop for Server {
 }
 
 /// Panics when `future` takes longer than a test should.
-pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future)
         .await
         .expect("it takes too long")

@@ -1,6 +1,6 @@
 //! The columns that handovers read. Source: ovn-nb(5), ovn-sb(5).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
@@ -15,7 +15,48 @@ ovsdb_rs::table! {
     pub(crate) struct LogicalSwitchPort in "Logical_Switch_Port" {
         pub(crate) name: String,
         pub(crate) r#type: String,
+        pub(crate) addresses: Vec<String>,
         pub(crate) options: BTreeMap<String, String>,
+        pub(crate) external_ids: BTreeMap<String, String>,
+    }
+
+    /// A logical switch.
+    #[derive(Eq)]
+    pub(crate) struct LogicalSwitch in "Logical_Switch" {
+        pub(crate) name: String,
+        pub(crate) ports: BTreeSet<Uuid>,
+    }
+
+    /// A logical router.
+    #[derive(Eq)]
+    pub(crate) struct LogicalRouter in "Logical_Router" {
+        pub(crate) name: String,
+        pub(crate) ports: BTreeSet<Uuid>,
+        pub(crate) policies: BTreeSet<Uuid>,
+        pub(crate) options: BTreeMap<String, String>,
+    }
+
+    /// A port of a logical router.
+    #[derive(Eq)]
+    pub(crate) struct LogicalRouterPort in "Logical_Router_Port" {
+        pub(crate) name: String,
+        pub(crate) networks: Vec<String>,
+    }
+
+    /// A routing policy.
+    #[derive(Eq)]
+    pub(crate) struct LogicalRouterPolicy in "Logical_Router_Policy" {
+        pub(crate) priority: i64,
+        pub(crate) r#match: String,
+        pub(crate) action: String,
+        pub(crate) nexthops: Vec<String>,
+    }
+
+    /// A named set of addresses.
+    #[derive(Eq)]
+    pub(crate) struct AddressSet in "Address_Set" {
+        pub(crate) name: String,
+        pub(crate) addresses: BTreeSet<String>,
         pub(crate) external_ids: BTreeMap<String, String>,
     }
 

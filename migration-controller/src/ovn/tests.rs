@@ -52,7 +52,7 @@ impl Lab {
     async fn start() -> Self {
         let servers = [Server::start("ovn-nb"), Server::start("ovn-sb")];
         let [nb, sb] = [servers[0].connect().await, servers[1].connect().await];
-        let databases = Databases::start(&nb, &sb).unwrap();
+        let databases = Databases::start(&nb, &sb, None).unwrap();
         let writer = Writer::start(nb).await.unwrap();
         let lab = Self {
             databases,
@@ -142,6 +142,7 @@ fn write(view: &View, step: Step, config: &PortConfig) -> Write {
     Write {
         step,
         ports: ports.collect(),
+        routes: Vec::new(),
         raise_nb_cfg_from: None,
     }
 }
@@ -439,6 +440,10 @@ impl Listener for Ears {
 
     fn world_changed(&self) {}
 
+    fn layout_changed(&self) {}
+
+    fn addresses_left(&self) {}
+
     fn everything_changed(&self) {}
 
     fn malformed(&self, _: Kind) {}
@@ -472,6 +477,7 @@ fn what_is_as_it_should_be_is_not_written_again() {
     let row = PortRow {
         uuid: uuid::Uuid::nil(),
         name: handover::PortName::new("p"),
+        addresses: Vec::new(),
         options: strings(&[
             ("requested-chassis", "c1,c2"),
             ("activation-strategy", "rarp"),

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use handover::{Mark, PortConfig, PortName, Write};
+use handover::{Expected, Mark, PortConfig, PortName, PortWrite, RouteKey, Write};
 use ovsdb_rs::{Client, Datum, Error, ErrorKind, Lock, LockState, Mutation, Row, Transaction};
 use thiserror::Error as ThisError;
 use tokio::sync::watch;
@@ -62,10 +62,20 @@ pub(crate) enum Written {
 pub(crate) enum Mismatch {
     /// The port is not in the view.
     #[error("port {0} is not among the VM's ports")]
-    NoPort(PortName),
+    Port(PortName),
     /// `NB_Global` has no row.
     #[error("NB_Global has no row: is this an initialised Northbound?")]
-    NoGlobal,
+    Global,
+    /// The route cannot lead there.
+    #[error(
+        "chassis {chassis} has no address set that could hold {route}: its gateway router is gone"
+    )]
+    Place {
+        /// The route.
+        route: RouteKey,
+        /// `Chassis.name`.
+        chassis: String,
+    },
 }
 
 // === impl Writer ===
@@ -93,10 +103,14 @@ impl Writer {
 
     /// Makes a write, decided on `view`.
     pub(crate) async fn write(&self, write: &Write, view: &View, comment: &str) -> Written {
-        let transaction = match transaction(write, &view.ports, view.nb_global, comment) {
-            Ok(transaction) => transaction,
-            Err(mismatch) => return Written::Refused(mismatch.to_string()),
-        };
+        match transaction(write, view, comment) {
+            Ok(transaction) => self.transact(transaction).await,
+            Err(mismatch) => Written::Refused(mismatch.to_string()),
+        }
+    }
+
+    /// Makes a transaction, which must assert [`WRITER_LOCK`].
+    pub(crate) async fn transact(&self, transaction: Transaction) -> Written {
         match self.client.transact(NORTHBOUND, transaction).await {
             Ok(_) => Written::Committed,
             Err(error) => classify(&error),
@@ -129,29 +143,29 @@ fn classify(error: &Error) -> Written {
 
 // === The transaction ===
 
-/// The transaction that makes a write on `rows`, with its guards.
-pub(crate) fn transaction(
-    write: &Write,
-    rows: &[PortRow],
-    nb_global: Option<(uuid::Uuid, i64)>,
-    comment: &str,
-) -> Result<Transaction, Mismatch> {
+/// The transaction that makes a write decided on `view`, with its guards.
+fn transaction(write: &Write, view: &View, comment: &str) -> Result<Transaction, Mismatch> {
     let mut transaction = Transaction::new();
     transaction.assert_lock(WRITER_LOCK);
     let mut changes = Vec::new();
     for port in &write.ports {
-        let row = rows
+        let row = view
+            .ports
             .iter()
             .find(|row| row.name == port.port)
-            .ok_or_else(|| Mismatch::NoPort(port.port.clone()))?;
-        let guard = Row::new()
+            .ok_or_else(|| Mismatch::Port(port.port.clone()))?;
+        let mut guard = Row::new()
             .set("options", map(&row.options))
             .set("external_ids", map(&row.external_ids));
+        if !write.routes.is_empty() {
+            let addresses = row.addresses.iter().map(String::as_str);
+            guard = guard.set("addresses", Datum::set(addresses));
+        }
         transaction.expect("Logical_Switch_Port", row.uuid, guard);
         changes.push((row.uuid, mutations(row, &port.config)));
     }
     if let Some(from) = write.raise_nb_cfg_from {
-        let (uuid, _) = nb_global.ok_or(Mismatch::NoGlobal)?;
+        let (uuid, _) = view.nb_global.ok_or(Mismatch::Global)?;
         transaction.expect("NB_Global", uuid, Row::new().set("nb_cfg", from));
         let raised = Row::new().set("nb_cfg", from.saturating_add(1));
         transaction.update("NB_Global", uuid, raised);
@@ -161,6 +175,7 @@ pub(crate) fn transaction(
             transaction.mutate("Logical_Switch_Port", uuid, mutations);
         }
     }
+    view.places.change(&write.routes, &mut transaction)?;
     transaction.comment(comment);
     Ok(transaction)
 }
@@ -222,4 +237,17 @@ pub(crate) fn read_config(row: &PortRow) -> Result<PortConfig, handover::MarkErr
         activation_strategy: row.options.get(ACTIVATION_STRATEGY).cloned(),
         mark: Mark::from_external_ids(&row.external_ids)?,
     })
+}
+
+/// Writes that change nothing: these ports as guards. Nothing where a mark cannot be read.
+pub(crate) fn guards(rows: &[PortRow]) -> Result<Vec<PortWrite>, handover::MarkError> {
+    let guard = |row: &PortRow| {
+        let config = read_config(row)?;
+        Ok(PortWrite {
+            port: row.name.clone(),
+            expected: Expected::of(&config),
+            config,
+        })
+    };
+    rows.iter().map(guard).collect()
 }

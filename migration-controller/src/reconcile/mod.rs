@@ -4,6 +4,7 @@ mod news;
 mod plan;
 mod queue;
 mod record;
+mod rest;
 mod save;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -21,9 +22,12 @@ use crate::cluster::{Cluster, Kind, Listener, VmObjects};
 use crate::metrics::Metrics;
 use crate::observe::{Ending, Inputs, Observation, Patience, observe, preflight};
 use crate::ovn::{Databases, Owners, View, Writer, Written};
+use crate::policy::{Policy, Settings};
+use crate::routed::Alarms;
 
 use queue::Queue;
 use record::Record;
+use rest::{Rest, rest};
 
 /// How many writes one look at a VM may lead to before others get their turn. A handover needs five.
 const MAX_WRITES: usize = 8;
@@ -37,7 +41,10 @@ pub(crate) struct Reconciler {
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) work: Arc<Work>,
-    pub(crate) patience: Patience,
+    /// How handovers are done where no policy says otherwise.
+    pub(crate) settings: Settings,
+    /// After the last container of a finished pod: how long its interface may linger.
+    pub(crate) pod_gone_grace: Duration,
     /// Records that the API server does not have yet, by the migration's UID.
     pub(crate) unsaved: Mutex<BTreeMap<String, Record>>,
 }
@@ -50,6 +57,7 @@ pub(crate) struct Work {
     cluster: Arc<Cluster>,
     metrics: Arc<Metrics>,
     databases: std::sync::OnceLock<Arc<Databases>>,
+    alarms: Arc<Alarms>,
 }
 
 /// One handover, looked at.
@@ -80,6 +88,7 @@ impl Work {
             cluster,
             metrics,
             databases: std::sync::OnceLock::new(),
+            alarms: Arc::default(),
         }
     }
 
@@ -87,6 +96,11 @@ impl Work {
     pub(crate) fn attach(&self, databases: Arc<Databases>) {
         // A second database is none: the first call counts.
         let _ = self.databases.set(databases);
+    }
+
+    /// What the keeper of the routed topology's rows is woken by.
+    pub(crate) fn alarms(&self) -> Arc<Alarms> {
+        self.alarms.clone()
     }
 
     /// How many VMs wait for a worker.
@@ -114,12 +128,25 @@ impl Listener for Work {
     }
 
     fn everything_changed(&self) {
-        let marked = self
-            .databases
-            .get()
-            .map(|databases| databases.marked_vms(&*self.cluster));
-        let all = self.cluster.vms_to_handle();
-        self.vms_changed(all.into_iter().chain(marked.unwrap_or_default()).collect());
+        let mut all = self.cluster.vms_to_handle();
+        if let Some(databases) = self.databases.get() {
+            all.extend(databases.marked_vms(&*self.cluster));
+            if databases.cluster_router().is_some() {
+                // A guest at rest has a place too.
+                all.extend(self.cluster.instances());
+            }
+        }
+        self.vms_changed(all);
+        self.layout_changed();
+        self.addresses_left();
+    }
+
+    fn layout_changed(&self) {
+        self.alarms.layout();
+    }
+
+    fn addresses_left(&self) {
+        self.alarms.stray();
     }
 
     fn malformed(&self, kind: Kind) {
@@ -195,9 +222,17 @@ impl Reconciler {
                 again.open = true;
                 return again;
             }
-            let (view, cases) = self.look(vm, &objects, &mut records);
+            let policy = objects
+                .vmi
+                .as_ref()
+                .and_then(|vmi| self.cluster.policy(vmi));
+            let (view, cases) = self.look(vm, &objects, policy.as_deref(), &mut records);
             again = summary(&cases);
             let Some(case) = cases.iter().find(|case| case.decision.write.is_some()) else {
+                if !again.open {
+                    self.place(vm, &objects, &view, policy.as_deref(), &mut again)
+                        .await;
+                }
                 break;
             };
             match self.write(vm, case, &view).await {
@@ -205,7 +240,7 @@ impl Reconciler {
                     if let (Some(record), Some(write)) =
                         (records.get_mut(case.record.uid()), &case.decision.write)
                     {
-                        record.stepped(write.step, Moment::now());
+                        record.stepped(write, Moment::now());
                     }
                 }
                 // The row's news is on its way and brings this VM back; a pause in case it is not.
@@ -232,21 +267,25 @@ impl Reconciler {
         &self,
         vm: &VmName,
         objects: &VmObjects,
+        policy: Option<&Policy>,
         records: &mut BTreeMap<String, Record>,
     ) -> (View, Vec<Case>) {
         let now = Moment::now();
+        let settings = self.settings(policy);
         let view = self
             .databases
             .view(vm, &plan::migrations(objects, records), &*self.cluster);
-        let chassis_of = |node: &str| {
-            let annotated = || view.chassis(&self.cluster.chassis_annotation(node)?);
-            view.chassis(node).or_else(annotated)
-        };
+        let chassis_of = |node: &str| self.chassis_of(&view, node);
         let unsaved = self.unsaved().clone();
         plan::load(vm, objects, &view.ports, &unsaved, &chassis_of, records);
         let mut order: Vec<_> = records.values().cloned().collect();
         order.sort_by_key(|record| std::cmp::Reverse(record.spec.epoch));
         let barrier = view.barrier();
+        let patience = Patience {
+            deadlines: settings.deadlines,
+            pod_gone_grace: self.pod_gone_grace,
+        };
+        let places = settings.places(&view);
         let mut cases: Vec<Case> = Vec::new();
         let mut newer_migration = false;
         for (position, mut record) in order.into_iter().enumerate() {
@@ -258,9 +297,11 @@ impl Reconciler {
                 newer_migration,
                 former: &plan::former(&record, objects, &chassis_of),
                 ports: &view.ports,
+                places: &places,
+                flip: settings.flip,
                 barrier: barrier.clone(),
                 chassis_of: &chassis_of,
-                patience: self.patience,
+                patience,
             };
             let seen = observe(&inputs, &mut record.spec, &mut record.status);
             newer_migration |= takes_over(&seen);
@@ -274,6 +315,7 @@ impl Reconciler {
             }
             if let Some(vmi) = &objects.vmi {
                 record.preflight(vmi, preflight(vmi), now);
+                record.status.policy = policy.map(|policy| policy.name().to_owned());
             }
             record.reflect(&decision, &seen, now);
             records.insert(record.uid().to_owned(), record.clone());
@@ -284,6 +326,60 @@ impl Reconciler {
             });
         }
         (view, cases)
+    }
+
+    fn settings(&self, policy: Option<&Policy>) -> Settings {
+        policy.map_or(self.settings, |policy| policy.apply(self.settings))
+    }
+
+    fn chassis_of(&self, view: &View, node: &str) -> Option<handover::Chassis> {
+        let annotated = || view.chassis(&self.cluster.chassis_annotation(node)?);
+        view.chassis(node).or_else(annotated)
+    }
+
+    /// Sees to it that the routes of a guest that no migration moves lead to where it is.
+    async fn place(
+        &self,
+        vm: &VmName,
+        objects: &VmObjects,
+        view: &View,
+        policy: Option<&Policy>,
+        again: &mut Again,
+    ) {
+        if !view.places.disputed.is_empty() {
+            let addresses = &view.places.disputed;
+            tracing::warn!(%vm, ?addresses, "ports of other VMs have these addresses as well; they get no place");
+        }
+        let mode = self.settings(policy).mode;
+        let write = match rest(objects, &view.ports, &view.places, mode, &|node| {
+            self.chassis_of(view, node)
+        }) {
+            Rest::Settled => return,
+            Rest::Unmapped => {
+                again.open = true;
+                return;
+            }
+            Rest::Place(write) => write,
+        };
+        let begin = Instant::now();
+        let comment = format!("segue: the place of {vm}");
+        let written = self.writer.write(&write, view, &comment).await;
+        let took = begin.elapsed();
+        self.metrics.placed(&written, took);
+        match &written {
+            Written::Committed => {
+                let routes = write.routes.iter().map(|route| route.route.as_str());
+                let routes: Vec<_> = routes.collect();
+                let to = write.routes.first().and_then(|route| route.to.as_ref());
+                tracing::info!(%vm, ?routes, ?to, ?took, "placed");
+            }
+            Written::NotLeader => {}
+            Written::Refused(why) => tracing::debug!(%vm, why, "not placed; looking again"),
+            Written::Indeterminate(why) | Written::Failed(why) => {
+                tracing::warn!(%vm, why, "not placed; trying again");
+            }
+        }
+        again.retry = !matches!(written, Written::Committed | Written::NotLeader);
     }
 
     async fn write(&self, vm: &VmName, case: &Case, view: &View) -> Written {

@@ -1,6 +1,8 @@
 //! What happened, in an operator's words.
 
-use handover::{Phase, SignalKind};
+use std::collections::BTreeSet;
+
+use handover::{Phase, SignalKind, Write};
 use kube::runtime::events::EventType;
 
 use super::record::{GUEST_GONE, Record};
@@ -86,6 +88,35 @@ impl News {
             note,
             entered: Some(status.phase),
             ended,
+        }
+    }
+
+    /// The routes were made to lead elsewhere.
+    pub(super) fn flipped(record: &Record, write: &Write) -> Self {
+        let routes = &write.routes;
+        let keys: Vec<_> = routes.iter().map(|route| route.route.as_str()).collect();
+        let from: BTreeSet<_> = routes.iter().flat_map(|route| &route.from).collect();
+        let from = from.into_iter().map(String::as_str).collect::<Vec<_>>();
+        let to: BTreeSet<_> = routes
+            .iter()
+            .filter_map(|route| route.to.as_ref())
+            .collect();
+        let to = to.into_iter().map(String::as_str).collect::<Vec<_>>();
+        let from = match &from[..] {
+            [] => String::new(),
+            from => format!("; before, it took that of chassis {}", from.join(", ")),
+        };
+        Self {
+            warning: false,
+            reason: "TrafficFollowed",
+            note: format!(
+                "traffic of {} with the outside takes the gateway of chassis {} ({}){from}",
+                record.spec.vm.name,
+                to.join(", "),
+                keys.join(", ")
+            ),
+            entered: None,
+            ended: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use handover::{Decision, Mark, Phase, Step, VmName, Waiting};
+use handover::{Decision, Mark, Phase, Step, VmName, Waiting, Write};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 
@@ -167,11 +167,15 @@ impl Record {
     }
 
     /// Takes note of what became of a step.
-    pub(crate) fn stepped(&mut self, step: Step, now: Moment) {
-        let step = match step {
+    pub(crate) fn stepped(&mut self, write: &Write, now: Moment) {
+        let step = match write.step {
             Step::Arm => TimelineStep::Armed,
             Step::RaiseBarrier => TimelineStep::BarrierRaised,
             Step::DropBarrier => TimelineStep::BarrierDropped,
+            Step::Flip => {
+                self.news.push(News::flipped(self, write));
+                TimelineStep::Flipped
+            }
             Step::Settle => TimelineStep::Settled,
             Step::Release => TimelineStep::Released,
         };
@@ -399,6 +403,7 @@ fn word(waiting: &Waiting) -> &'static str {
         Waiting::MigrationEnd => "MigrationEnd",
         Waiting::SourceRelease { .. } => "SourceRelease",
         Waiting::Binding { .. } => "Binding",
+        Waiting::KeptEgress { .. } => "KeptEgress",
         Waiting::OtherPod { .. } => "OtherPod",
     }
 }

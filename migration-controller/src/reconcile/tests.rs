@@ -3,19 +3,21 @@ use std::sync::Arc;
 
 use handover::{
     Barrier, Binding, Chassis, Deadlines, Epoch, Mark, MigrationUid, Original, Phase, PortName,
-    Side, VmName, decide,
+    Route, RouteKey, Side, Step, VmName, Write, decide,
 };
 use serde_json::{Value, json};
 
 use super::plan;
 use super::record::Record;
+use super::rest::{Rest, rest};
 use crate::api::{
-    Condition, ConditionStatus, ConditionType, Handover, HandoverStatus, Moment, TimelineStep,
+    Condition, ConditionStatus, ConditionType, Handover, HandoverStatus, Moment, RoutingMode,
+    TimelineStep,
 };
 use crate::cluster::VmObjects;
 use crate::kubevirt::{VirtualMachineInstance, VirtualMachineInstanceMigration};
 use crate::observe::{Ending, Incompatible, Inputs, Observation, Patience, observe};
-use crate::ovn::PortRow;
+use crate::ovn::{Places, PortRow};
 
 fn from<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
@@ -69,6 +71,7 @@ fn port(mark: Option<&Mark>) -> PortRow {
     PortRow {
         uuid: uuid::Uuid::nil(),
         name: PortName::new("w0.tenant"),
+        addresses: Vec::new(),
         options: BTreeMap::new(),
         external_ids: ids
             .into_iter()
@@ -106,6 +109,8 @@ fn look(record: &mut Record, objects: &VmObjects, ports: &[PortRow]) -> Observat
         newer_migration: false,
         former: &[],
         ports,
+        places: &Places::default(),
+        flip: handover::FlipPolicy::default(),
         barrier: Barrier::default(),
         chassis_of: &chassis_of,
         patience: Patience {
@@ -400,4 +405,160 @@ fn what_agents_measured_is_not_the_controllers_to_write() {
     record.status.phase = Phase::Switched;
     assert!(record.is_status_stale());
     assert_eq!(record.owned_status().pause_ms, None);
+}
+
+// === Guests at rest ===
+
+/// A port of the VM on a routed switch, bound where it says.
+fn bound(name: &str, chassis: Option<&str>, additional: &[&str]) -> PortRow {
+    PortRow {
+        name: PortName::new(name),
+        binding: Binding {
+            chassis: chassis.map(Into::into),
+            additional: additional.iter().map(|&name| name.into()).collect(),
+        },
+        ..port(None)
+    }
+}
+
+fn led(key: &str, to: &[&str]) -> Route {
+    Route {
+        key: RouteKey::new(key),
+        leads_to: to.iter().map(|&name| name.into()).collect(),
+    }
+}
+
+fn at_rest(status: &Value, ports: &[PortRow], routes: &[Route], mode: RoutingMode) -> Rest {
+    let objects = VmObjects {
+        vmi: Some(vmi(status)),
+        ..VmObjects::default()
+    };
+    let places = Places {
+        routes: routes.to_vec(),
+        gateways: ["c1".to_owned(), "c2".to_owned()].into(),
+        ..Places::default()
+    };
+    rest(&objects, ports, &places, mode, &chassis_of)
+}
+
+#[test]
+fn a_guest_at_rest_gets_its_place_where_kubevirt_and_ovn_agree_that_it_is() {
+    let running = json!({ "nodeName": "n1", "phase": "Running" });
+    let here = || bound("a", Some("c1"), &[]);
+    let astray = {
+        vec![
+            led("10.0.0.1", &["c2"]),
+            led("fd00::1", &[]),
+            led("10.0.0.2", &["c1"]),
+        ]
+    };
+    let sets = RoutingMode::AddressSets;
+    let Rest::Place(write) = at_rest(
+        &running,
+        &[here(), bound("b", Some("c1"), &[])],
+        &astray,
+        sets,
+    ) else {
+        panic!("it is placed");
+    };
+    let moves: Vec<_> = write
+        .routes
+        .iter()
+        .map(|route| (route.route.as_str(), route.from.len(), route.to.as_deref()))
+        .collect();
+    assert_eq!(
+        moves,
+        [("10.0.0.1", 1, Some("c1")), ("fd00::1", 0, Some("c1"))]
+    );
+    let guards: Vec<_> = write.ports.iter().map(|port| port.port.as_str()).collect();
+    assert_eq!(guards, ["a", "b"]);
+
+    let settled = vec![led("10.0.0.1", &["c1"])];
+    assert_eq!(at_rest(&running, &[here()], &settled, sets), Rest::Settled);
+    let uncertain = [
+        (
+            "bound elsewhere",
+            running.clone(),
+            bound("b", Some("c2"), &[]),
+        ),
+        ("not bound", running.clone(), bound("b", None, &[])),
+        (
+            "on two chassis",
+            running.clone(),
+            bound("b", Some("c1"), &["c2"]),
+        ),
+        (
+            "held by a handover",
+            running.clone(),
+            PortRow {
+                binding: here().binding,
+                ..port(Some(&mark("m-1", 7)))
+            },
+        ),
+        (
+            "stopped",
+            json!({ "nodeName": "n1", "phase": "Succeeded" }),
+            here(),
+        ),
+        ("nowhere yet", json!({}), here()),
+    ];
+    for (what, status, other) in uncertain {
+        let found = at_rest(&status, &[here(), other], &astray, sets);
+        assert_eq!(found, Rest::Settled, "{what}");
+    }
+}
+
+#[test]
+fn a_guest_whose_node_has_no_gateway_keeps_its_place_and_one_without_chassis_is_looked_at_again() {
+    let sets = RoutingMode::AddressSets;
+    let astray = vec![led("10.0.0.1", &["c2"])];
+    let status = |node| json!({ "nodeName": node, "phase": "Running" });
+    let ports = vec![bound("a", Some("c3"), &[])];
+    assert_eq!(at_rest(&status("n3"), &ports, &astray, sets), Rest::Settled);
+    assert_eq!(
+        at_rest(&status("unknown"), &ports, &astray, sets),
+        Rest::Unmapped
+    );
+    let none = at_rest(&status("unknown"), &[], &[], sets);
+    assert_eq!(none, Rest::Settled);
+}
+
+#[test]
+fn a_guest_that_static_routes_follow_is_in_no_place_set() {
+    let status = json!({ "nodeName": "n1", "phase": "Running" });
+    let ports = vec![bound("a", Some("c1"), &[])];
+    let routes = vec![led("10.0.0.1", &["c1"]), led("fd00::1", &[])];
+    let Rest::Place(write) = at_rest(&status, &ports, &routes, RoutingMode::StaticRoutes) else {
+        panic!("it is taken out");
+    };
+    let [only] = &write.routes[..] else {
+        panic!("{:?}", write.routes);
+    };
+    assert_eq!((only.route.as_str(), &only.to), ("10.0.0.1", &None));
+}
+
+#[test]
+fn a_flip_is_on_record_and_told() {
+    let mut record = Record::of(&handover("m-1", 7, Phase::Switched), None);
+    let write = Write {
+        step: Step::Flip,
+        ports: Vec::new(),
+        routes: vec![handover::RouteWrite {
+            route: RouteKey::new("10.0.0.1"),
+            from: ["c1".to_owned()].into(),
+            to: Some("c2".into()),
+        }],
+        raise_nb_cfg_from: None,
+    };
+    record.stepped(&write, moment(SECOND));
+    assert_eq!(
+        record.status.step(TimelineStep::Flipped),
+        Some(moment(SECOND))
+    );
+    assert_eq!(news(&record), ["TrafficFollowed"]);
+    let note = &record.news[0].note;
+    assert!(
+        note.contains("chassis c2") && note.contains("chassis c1"),
+        "{note}"
+    );
 }

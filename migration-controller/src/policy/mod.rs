@@ -1,0 +1,202 @@
+//! Which `HandoverPolicy` applies to a VM, and what it says.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use handover::{Deadlines, FlipPolicy, FlipTiming};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::api::{FlipOn, HandoverPolicy, LabelExpression, LabelOperator, RoutingMode, VmSelector};
+
+use crate::ovn::{Places, View};
+
+/// The longest time that a policy can ask for. The API server checks it too, unless it is of before
+/// the check.
+const LONGEST: f64 = 86_400.0;
+
+/// How handovers are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// How long to wait for what.
+    pub(crate) deadlines: Deadlines,
+    /// What makes traffic follow a guest.
+    pub(crate) mode: RoutingMode,
+    /// When it does.
+    pub(crate) flip: FlipPolicy,
+}
+
+/// A policy, read.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Policy {
+    meta: ObjectMeta,
+    namespaces: BTreeSet<String>,
+    selector: VmSelector,
+    routing: Asked,
+}
+
+/// What a policy asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Asked {
+    mode: Option<RoutingMode>,
+    timing: Option<FlipTiming>,
+    keep_egress: Option<Duration>,
+    peers: Option<Duration>,
+    release: Option<Duration>,
+    establish: Option<Duration>,
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// Where the routes lead that are to follow the guest: none where others' static routes are.
+    pub(crate) fn places(&self, view: &View) -> Places {
+        match self.mode {
+            RoutingMode::AddressSets => view.places.clone(),
+            RoutingMode::StaticRoutes => Places::default(),
+        }
+    }
+}
+
+// === impl Policy ===
+
+impl TryFrom<HandoverPolicy> for Policy {
+    type Error = String;
+
+    /// What the API server's validation refuses is refused here too: the CRD may be an older one.
+    fn try_from(policy: HandoverPolicy) -> Result<Self, String> {
+        let spec = policy.spec;
+        let routing = spec.routing.unwrap_or_default();
+        let deadlines = spec.deadlines.unwrap_or_default();
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a number of seconds that loses precision is refused for its size"
+        )]
+        let keep = routing.keep_egress_seconds.map(|seconds| seconds as f64);
+        let asked = Asked {
+            mode: routing.mode,
+            timing: routing.flip.map(FlipTiming::from),
+            keep_egress: seconds("routing.keepEgressSeconds", keep)?,
+            peers: seconds("deadlines.peersSeconds", deadlines.peers_seconds)?,
+            release: seconds("deadlines.releaseSeconds", deadlines.release_seconds)?,
+            establish: seconds("deadlines.establishSeconds", deadlines.establish_seconds)?,
+        };
+        let keeps = asked.keep_egress.is_some_and(|keep| !keep.is_zero());
+        if keeps && asked.mode == Some(RoutingMode::StaticRoutes) {
+            return Err("spec.routing: only AddressSets can keep egress".into());
+        }
+        let selector = spec.vm_selector.unwrap_or_default();
+        if let Some(wrong) = selector.match_expressions.iter().find(|e| !is_whole(e)) {
+            return Err(format!(
+                "spec.vmSelector: {} {:?} with {} values",
+                wrong.key,
+                wrong.operator,
+                wrong.values.len()
+            ));
+        }
+        Ok(Self {
+            meta: policy.metadata,
+            namespaces: spec.namespaces.into_iter().collect(),
+            selector,
+            routing: asked,
+        })
+    }
+}
+
+impl Policy {
+    pub(crate) fn meta(&self) -> &ObjectMeta {
+        &self.meta
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.meta.name.as_deref().unwrap_or_default()
+    }
+
+    /// Whether it is for a VM.
+    pub(crate) fn selects(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+        let named = self.namespaces.is_empty() || self.namespaces.contains(namespace);
+        let mut wanted = self.selector.match_labels.iter();
+        named
+            && wanted.all(|(key, value)| labels.get(key) == Some(value))
+            && self
+                .selector
+                .match_expressions
+                .iter()
+                .all(|expression| holds(expression, labels))
+    }
+
+    /// What orders policies: the greatest that selects a VM applies.
+    pub(crate) fn precedence(&self) -> impl Ord + '_ {
+        let labels = self.selector.match_labels.len() + self.selector.match_expressions.len();
+        (
+            labels > 0,
+            !self.namespaces.is_empty(),
+            labels,
+            Reverse(self.name()),
+        )
+    }
+
+    /// The defaults with what the policy says instead.
+    pub(crate) fn apply(&self, defaults: Settings) -> Settings {
+        let asked = &self.routing;
+        let mode = asked.mode.unwrap_or(defaults.mode);
+        let keep_egress = asked.keep_egress.unwrap_or(defaults.flip.keep_egress);
+        Settings {
+            deadlines: Deadlines {
+                peers: asked.peers.unwrap_or(defaults.deadlines.peers),
+                release: asked.release.unwrap_or(defaults.deadlines.release),
+                establish: asked.establish.unwrap_or(defaults.deadlines.establish),
+            },
+            mode,
+            flip: FlipPolicy {
+                timing: asked.timing.unwrap_or(defaults.flip.timing),
+                keep_egress: match mode {
+                    RoutingMode::AddressSets => keep_egress,
+                    RoutingMode::StaticRoutes => Duration::ZERO,
+                },
+            },
+        }
+    }
+}
+
+impl From<FlipOn> for FlipTiming {
+    fn from(flip: FlipOn) -> Self {
+        match flip {
+            FlipOn::OnResume => Self::OnResume,
+            FlipOn::OnPause => Self::OnPause,
+        }
+    }
+}
+
+fn seconds(field: &str, seconds: Option<f64>) -> Result<Option<Duration>, String> {
+    let Some(seconds) = seconds else {
+        return Ok(None);
+    };
+    let duration = Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|_| seconds <= LONGEST);
+    let wrong = || format!("spec.{field} is {seconds}; it can be 0 to {LONGEST}");
+    duration.map(Some).ok_or_else(wrong)
+}
+
+fn is_whole(expression: &LabelExpression) -> bool {
+    let needs = matches!(
+        expression.operator,
+        LabelOperator::In | LabelOperator::NotIn
+    );
+    needs != expression.values.is_empty()
+}
+
+fn holds(expression: &LabelExpression, labels: &BTreeMap<String, String>) -> bool {
+    let value = labels.get(&expression.key);
+    let named = value.is_some_and(|value| expression.values.contains(value));
+    match expression.operator {
+        LabelOperator::In => named,
+        LabelOperator::NotIn => !named,
+        LabelOperator::Exists => value.is_some(),
+        LabelOperator::DoesNotExist => value.is_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
