@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # First process of a guest. Its interfaces come on the kernel's command line, one word each:
 #   segue.nic=MAC,IPV4/BITS,IPV6/BITS,GATEWAY4,GATEWAY6        with - for what it does not have
-# and "dhcp" for an address that it has to ask for.
+# and "dhcp:" in front of an address that it has to ask for.
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -33,15 +33,20 @@ configure() {
 	case $v4 in
 	-) ;;
 	# Asks every second until there is an answer, and then stays to renew the lease.
-	dhcp) udhcpc -i "$dev" -s /dhcp -O staticroutes -O mtu -t 60 -T 1 -n ;;
+	dhcp:*) udhcpc -i "$dev" -s /dhcp -O staticroutes -O mtu -t 60 -T 1 -n ;;
 	*) ip addr add "$v4" dev "$dev" ;;
 	esac
 	case $v6 in
 	-) ;;
-	dhcp)
-		# It asks from its link-local address, which it has only once the kernel has seen that there is a link.
-		until ip -6 addr show dev "$dev" | grep -q 'scope link'; do sleep 0.05; done
-		udhcpc6 -i "$dev" -s /dhcp -t 60 -T 1 -n
+	dhcp:*)
+		if command -v udhcpc6 >/dev/null; then
+			# It asks from its link-local address, which it has only once the kernel has seen that there is a link.
+			until ip -6 addr show dev "$dev" | grep -q 'scope link'; do sleep 0.05; done
+			udhcpc6 -i "$dev" -s /dhcp -t 60 -T 1 -n
+		else
+			# Debian 12's busybox has no such client.
+			ip -6 addr add "${v6#dhcp:}" dev "$dev"
+		fi
 		;;
 	*) ip -6 addr add "$v6" dev "$dev" ;;
 	esac

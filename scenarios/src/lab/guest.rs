@@ -40,7 +40,8 @@ pub struct Nic {
     pub gateway4: Option<Ipv4Addr>,
     /// Where the IPv6 default route goes; usually a link-local address.
     pub gateway6: Option<Ipv6Addr>,
-    /// Whether a guest is not told its addresses and its IPv4 routes, but asks DHCP for them.
+    /// Whether a guest asks DHCP for its addresses and its IPv4 routes. Where its system has no client for DHCPv6
+    /// (Debian 12), it is told its IPv6 address.
     pub dhcp: bool,
 }
 
@@ -210,9 +211,7 @@ impl GuestSpec {
         fn or_dash(value: Option<String>) -> String {
             value.unwrap_or_else(|| "-".to_owned())
         }
-        let told = |address: String| {
-            if nic.dhcp { "dhcp".to_owned() } else { address }
-        };
+        let how = if nic.dhcp { "dhcp:" } else { "" };
         // DHCP says where IPv4 packets go; of IPv6 routes it knows nothing.
         let gateway4 = nic.gateway4.filter(|_| !nic.dhcp);
         format!(
@@ -220,11 +219,11 @@ impl GuestSpec {
             nic.mac,
             or_dash(
                 nic.v4
-                    .map(|(address, bits)| told(format!("{address}/{bits}")))
+                    .map(|(address, bits)| format!("{how}{address}/{bits}"))
             ),
             or_dash(
                 nic.v6
-                    .map(|(address, bits)| told(format!("{address}/{bits}")))
+                    .map(|(address, bits)| format!("{how}{address}/{bits}"))
             ),
             or_dash(gateway4.map(|gateway| gateway.to_string())),
             or_dash(nic.gateway6.map(|gateway| gateway.to_string())),
@@ -381,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_with_dhcp_is_told_nothing_that_dhcp_tells() {
+    fn a_guest_with_dhcp_is_told_to_ask() {
         let nic = Nic {
             gateway4: Some(GATEWAY4),
             gateway6: Some(GATEWAY6),
@@ -390,7 +389,7 @@ mod tests {
         };
         assert_eq!(
             GuestSpec::nic_word(&nic),
-            "segue.nic=0a:58:0a:80:00:0a,dhcp,dhcp,-,fe80::1"
+            "segue.nic=0a:58:0a:80:00:0a,dhcp:10.128.0.10/24,dhcp:fd00:10:128::a/64,-,fe80::1"
         );
     }
 

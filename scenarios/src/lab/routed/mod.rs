@@ -94,6 +94,7 @@ impl<'a> RoutedNetwork<'a> {
             }
         }
         lab.nbctl(["--wait=hv", "sync"]).await?;
+        outside::greet(lab, &nodes).await?;
         Ok(network)
     }
 

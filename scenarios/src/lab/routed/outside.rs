@@ -81,6 +81,24 @@ async fn connect_node(outside: &Host, node: &Host, plan: NodePlan) -> Result<()>
     route_v4(outside, plan, true).await
 }
 
+/// Lets the outside and the gateways know each other, as those do that have worked for a while: the first packets by a
+/// gateway that has to ask for its next hop come late, or not at all.
+pub(super) async fn greet(lab: &Lab, nodes: &[(&Host, NodePlan)]) -> Result<()> {
+    let outside = lab.host("outside")?;
+    try_join_all(nodes.iter().map(|(node, plan)| async {
+        let own = plan.outside();
+        for address in [own.v4.to_string(), own.v6.to_string()] {
+            outside
+                .run("busybox", ["ping", "-c", "1", "-W", "5", &address])
+                .await
+                .with_context(|| format!("the gateway of {} does not answer", node.name()))?;
+        }
+        Ok(())
+    }))
+    .await
+    .map(drop)
+}
+
 /// Gives the outside its route to the guests born on a node, or takes it.
 pub(super) async fn route_v4(outside: &Host, plan: NodePlan, there: bool) -> Result<()> {
     let [subnet, _] = plan.subnets();
