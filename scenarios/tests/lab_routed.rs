@@ -350,6 +350,10 @@ async fn a_guests_way_out_moves_after_it_and_its_gateway_stays() -> Result<()> {
     assert_eq!(scene.gateways(node2).await?, gateways);
     scene.reachable(node2).await.context("after")?;
     assert_eq!(scene.gateways(node2).await?, gateways);
+    // Its switch is another node's, and DHCP answers it all the same.
+    let ask = "udhcpc -i eth0 -s /dhcp -t 5 -T 1 -n -q";
+    let told = scene.guest.run(node2, ask).await?;
+    assert!(told.contains("lease of 10.20.1.10 obtained"), "{told}");
     // The outside knows only the way by the gateway of birth, which passes it on.
     place(&scene.lab, "node2").await?;
     for address in GUEST {
