@@ -1,7 +1,6 @@
 //! KubeVirt's stand-in asks; real libvirt, QEMU and Open vSwitch do.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -16,11 +15,8 @@ use crate::kubevirt::{
 };
 use crate::lab::events::{Event, Follower, Kind, Lifecycle};
 use crate::lab::libvirt::{MigrateOptions, MigrationJob, Outcome};
-use crate::lab::{Accel, Guest, GuestSpec, Host, Lab, Nic, events, guest, libvirt};
+use crate::lab::{Accel, Guest, GuestSpec, Host, Lab, Nic, events, guest, libvirt, topology};
 
-/// Lab subnets, as guests see them.
-const PREFIX_V4: u8 = 24;
-const PREFIX_V6: u8 = 64;
 const DEFAULT_MEMORY_MIB: u32 = 128;
 /// Far more events than two migrations at once make while a reader is busy.
 const EVENTS_KEPT: usize = 4_096;
@@ -159,28 +155,13 @@ fn lab_nics(nics: &[VmiNic]) -> Result<Vec<Nic>> {
     nics.iter().map(lab_nic).collect()
 }
 
-/// A card as the lab makes it. Guests take their addresses from the kernel's command line: DHCP is
-/// OVN's business and not part of what is measured.
+/// A card as the lab makes it. The lab's addresses tell which of its networks a card is on.
 fn lab_nic(nic: &VmiNic) -> Result<Nic> {
-    let v4 = nic.addresses.iter().find_map(|address| match address {
-        IpAddr::V4(address) => Some((*address, PREFIX_V4)),
-        IpAddr::V6(_) => None,
-    });
-    let v6 = nic.addresses.iter().find_map(|address| match address {
-        IpAddr::V6(address) => Some((*address, PREFIX_V6)),
-        IpAddr::V4(_) => None,
-    });
-    Ok(Nic {
-        lsp: nic.iface_id.clone(),
-        mac: nic
-            .mac
-            .parse()
-            .with_context(|| format!("macAddress of interface {}", nic.name))?,
-        v4,
-        v6,
-        gateway4: None,
-        gateway6: None,
-    })
+    let mac = nic
+        .mac
+        .parse()
+        .with_context(|| format!("macAddress of interface {}", nic.name))?;
+    Ok(topology::guest_nic(&nic.iface_id, mac, &nic.addresses))
 }
 
 /// `spec.domain.memory.guest`, where it is a whole number of mebibytes as the runner writes it.

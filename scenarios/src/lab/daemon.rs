@@ -39,7 +39,7 @@ impl Daemon {
                 Self::OvnController,
                 Self::Libvirtd,
             ],
-            Role::Client => &[],
+            Role::Client | Role::Outside => &[],
         }
     }
 

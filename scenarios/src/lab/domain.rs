@@ -55,6 +55,7 @@ pub fn xml(spec: &GuestSpec, boot: &Boot) -> String {
              <emulator>/usr/bin/qemu-system-x86_64</emulator><controller type='usb' model='none'/>\
              {interfaces}\
              <serial type='file'><source path='{console}'/><target port='0'/></serial>\
+             <serial type='unix'><source mode='bind' path='{shell}'/><target port='1'/></serial>\
              <memballoon model='none'/>\
            </devices>\
          </domain>",
@@ -66,6 +67,7 @@ pub fn xml(spec: &GuestSpec, boot: &Boot) -> String {
         initramfs = escape(&boot.initramfs),
         cmdline = escape(&boot.cmdline),
         console = escape(&spec.console()),
+        shell = escape(&spec.shell()),
     )
 }
 

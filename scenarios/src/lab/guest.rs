@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
 };
 
@@ -17,6 +17,8 @@ use super::{
     image::{GUEST_DIR, content_hash},
     initramfs,
     mac::MacAddr,
+    routed::{GATEWAY4, GATEWAY6},
+    shell,
 };
 
 /// What a guest's console says once its network is set up and its programs are started.
@@ -38,6 +40,20 @@ pub struct Nic {
     pub gateway4: Option<Ipv4Addr>,
     /// Where the IPv6 default route goes; usually a link-local address.
     pub gateway6: Option<Ipv6Addr>,
+    /// Whether a guest asks DHCP for its addresses and its IPv4 routes. Where its system has no client for DHCPv6
+    /// (Debian 12), it is told its IPv6 address.
+    pub dhcp: bool,
+}
+
+/// An entry of a guest's neighbour table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Whose entry it is.
+    pub address: IpAddr,
+    /// The Ethernet address; none while it is looked for or could not be found.
+    pub mac: Option<MacAddr>,
+    /// As `ip neigh` names it: `REACHABLE`, `STALE`, `FAILED` and so on.
+    pub state: String,
 }
 
 /// How a guest's processor is had.
@@ -105,6 +121,30 @@ impl Nic {
             format!("tap{:.12}", content_hash(self.lsp.as_bytes()))
         }
     }
+
+    /// Its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let v4 = self.v4.map(|(address, _)| IpAddr::V4(address));
+        let v6 = self.v6.map(|(address, _)| IpAddr::V6(address));
+        v4.into_iter().chain(v6)
+    }
+}
+
+// === impl Neighbour ===
+
+impl Neighbour {
+    /// Reads a line of busybox's `ip neigh`, such as
+    /// `169.254.1.1 dev eth0 lladdr 0a:58:a9:fe:01:01 ref 1 used 0/0/0 probes 0 REACHABLE`.
+    fn parse(line: &str) -> Option<Self> {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let (address, state) = (words.first()?.parse().ok()?, *words.last()?);
+        let mac = words.iter().skip_while(|word| **word != "lladdr").nth(1);
+        Some(Self {
+            address,
+            mac: mac.and_then(|mac| mac.parse().ok()),
+            state: state.to_owned(),
+        })
+    }
 }
 
 /// Creates guests' interfaces on a node and puts them on the integration bridge.
@@ -161,17 +201,31 @@ impl GuestSpec {
         format!("/var/log/guests/{}.log", self.name)
     }
 
+    /// The socket in a node behind which the guest takes commands.
+    pub(super) fn shell(&self) -> String {
+        format!("/run/guests/{}.sock", self.name)
+    }
+
     /// The interface as the guest's first process reads it from the kernel's command line.
     fn nic_word(nic: &Nic) -> String {
         fn or_dash(value: Option<String>) -> String {
             value.unwrap_or_else(|| "-".to_owned())
         }
+        let how = if nic.dhcp { "dhcp:" } else { "" };
+        // DHCP says where IPv4 packets go; of IPv6 routes it knows nothing.
+        let gateway4 = nic.gateway4.filter(|_| !nic.dhcp);
         format!(
             "segue.nic={},{},{},{},{}",
             nic.mac,
-            or_dash(nic.v4.map(|(address, bits)| format!("{address}/{bits}"))),
-            or_dash(nic.v6.map(|(address, bits)| format!("{address}/{bits}"))),
-            or_dash(nic.gateway4.map(|gateway| gateway.to_string())),
+            or_dash(
+                nic.v4
+                    .map(|(address, bits)| format!("{how}{address}/{bits}"))
+            ),
+            or_dash(
+                nic.v6
+                    .map(|(address, bits)| format!("{how}{address}/{bits}"))
+            ),
+            or_dash(gateway4.map(|gateway| gateway.to_string())),
             or_dash(nic.gateway6.map(|gateway| gateway.to_string())),
         )
     }
@@ -271,6 +325,31 @@ impl Guest {
         Ok(running.lines().any(|name| name == self.spec.name))
     }
 
+    /// Runs a command of the guest's shell on the node where the guest runs, over a serial port: it needs no network
+    /// and disturbs none. One command at a time; a second one waits for the first.
+    ///
+    /// # Errors
+    /// When the command fails, with what it wrote, or takes longer than 30 s: then it is ended.
+    pub async fn run(&self, node: &Host, command: &str) -> Result<String> {
+        let socket = node.path(&self.spec.shell());
+        shell::run(&socket, command)
+            .await
+            .with_context(|| format!("in guest {} on {}", self.spec.name, node.name()))
+    }
+
+    /// What the guest knows of its gateways 169.254.1.1 and fe80::1 at this moment.
+    pub async fn gateway_entries(&self, node: &Host) -> Result<Vec<Neighbour>> {
+        let table = self.run(node, "ip neigh show").await?;
+        let is_gateway = |entry: &Neighbour| {
+            entry.address == IpAddr::V4(GATEWAY4) || entry.address == IpAddr::V6(GATEWAY6)
+        };
+        Ok(table
+            .lines()
+            .filter_map(Neighbour::parse)
+            .filter(is_gateway)
+            .collect())
+    }
+
     /// Ends the guest on a node at once and removes its interfaces.
     pub async fn destroy(&self, node: &Host) -> Result<()> {
         node.libvirt().virsh(["destroy", &self.spec.name]).await?;
@@ -298,6 +377,34 @@ mod tests {
         let distinct: std::collections::BTreeSet<_> = taps.iter().collect();
         assert_eq!(distinct.len(), taps.len());
         assert_eq!(taps[0], "vm1");
+    }
+
+    #[test]
+    fn a_guest_with_dhcp_is_told_to_ask() {
+        let nic = Nic {
+            gateway4: Some(GATEWAY4),
+            gateway6: Some(GATEWAY6),
+            dhcp: true,
+            ..Subnet(0).nic("vm1", 10)
+        };
+        assert_eq!(
+            GuestSpec::nic_word(&nic),
+            "segue.nic=0a:58:0a:80:00:0a,dhcp:10.128.0.10/24,dhcp:fd00:10:128::a/64,-,fe80::1"
+        );
+    }
+
+    #[test]
+    fn neighbours_are_read_as_busybox_prints_them() {
+        let found = Neighbour::parse(
+            "169.254.1.1 dev eth0 lladdr 0a:58:a9:fe:01:01 ref 1 used 0/0/0 probes 4 REACHABLE",
+        )
+        .unwrap();
+        assert_eq!(found.address, IpAddr::V4(GATEWAY4));
+        assert_eq!(found.mac.unwrap().to_string(), "0a:58:a9:fe:01:01");
+        assert_eq!(found.state, "REACHABLE");
+        let lost = Neighbour::parse("fe80::1 dev eth0  used 0/0/0 probes 6 FAILED").unwrap();
+        assert_eq!((lost.mac, lost.state.as_str()), (None, "FAILED"));
+        assert_eq!(Neighbour::parse(""), None);
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub enum Role {
     Node,
     /// A peer of the guests, attached to the last node.
     Client,
+    /// A peer of the guests beyond OVN's gateways.
+    Outside,
 }
 
 /// A host of a running lab: its own processes, network, root directory and name. Cheap to clone.
@@ -45,7 +47,7 @@ pub struct Host {
     pub(crate) lab: LabName,
     pub(crate) name: String,
     pub(crate) role: Role,
-    /// Its address on the underlay; the client has none.
+    /// Its address on the underlay; client and outside have none.
     pub(crate) underlay: Option<Ipv4Addr>,
     pub(crate) init: ProcessId,
     /// The program whose hidden subcommands start and enter hosts.
@@ -64,7 +66,7 @@ pub struct HostProcess {
 }
 
 impl Host {
-    /// `central`, `node1`…, or `client`.
+    /// `central`, `node1`…, `client` or `outside`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -74,7 +76,7 @@ impl Host {
         self.role
     }
 
-    /// Its address on the underlay, where tunnels and migrations go; the client has none.
+    /// Its address on the underlay, where tunnels and migrations go; client and outside have none.
     pub fn underlay(&self) -> Option<Ipv4Addr> {
         self.underlay
     }

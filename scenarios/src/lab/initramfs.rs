@@ -11,11 +11,14 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Image, image::content_hash};
 
-/// What a guest needs beyond what a kernel has built in: its interface, and the bus it is on.
-const MODULES: &[&str] = &["virtio_pci", "virtio_net"];
+/// What a guest needs beyond what a kernel has built in: its interface, the bus it is on, and what DHCP works with.
+const MODULES: &[&str] = &["virtio_pci", "virtio_net", "af_packet"];
 
 /// Runs as the guest's first process.
 const INIT: &str = include_str!("guest-init.sh");
+
+/// Takes what DHCP gives.
+const DHCP: &str = include_str!("guest-dhcp.sh");
 
 /// Builds the initramfs of an image's guests in `dir` and returns its file name, which changes with its content; what
 /// is there already is not written again.
@@ -42,6 +45,7 @@ fn archive(image: &Image, probe: Option<&Path>) -> Result<Vec<u8>> {
         cpio.directory(dir);
     }
     cpio.file("init", 0o755, INIT.as_bytes());
+    cpio.file("dhcp", 0o755, DHCP.as_bytes());
     cpio.file("bin/busybox", 0o755, &read(&busybox)?);
     if let Some(probe) = probe {
         let program = read(probe)?;

@@ -8,6 +8,8 @@
 //!        │                    172.30.0.11… on br-phys ── eth0            │
 //!        └──── veth, MTU 1600 ────────────────────────────┘    br-int of the last node
 //! ```
+//! One more host, `outside`, is alone until a [`routed::RoutedNetwork`] connects it with the nodes.
+//!
 //! Every host is a named network namespace and a first process with process, mount, host name and IPC namespaces of
 //! its own, whose root is a Debian [`Image`] mounted read-only, with directories of its own over it.
 //!
@@ -15,7 +17,8 @@
 //! [`Lab::up`] brings a lab up, [`Lab::down`] takes it down; so does dropping it, and so does the next [`Lab::up`] of
 //! the same name after a crash. [`Lab::keep`] leaves it running for [`Lab::attach`]. A [`Host`] runs commands
 //! ([`Host::command`], [`Host::netns_command`]), a [`Guest`] is plugged, started and migrated
-//! ([`libvirt::migrate`]), [`events::follow`] tells what the hypervisors do, [`topology`] writes what OVN needs.
+//! ([`libvirt::migrate`]), [`events::follow`] tells what the hypervisors do, [`topology`] and [`routed`] write what OVN
+//! needs.
 //!
 //! # Guarantees
 //! - Nothing enters the machine's own network namespace, and nothing of the image is changed.
@@ -45,6 +48,7 @@ pub mod guest;
 mod host;
 mod image;
 pub mod initramfs;
+pub mod isolation;
 pub mod libvirt;
 mod lock;
 mod mac;
@@ -55,13 +59,15 @@ mod ovn;
 mod ovs;
 mod proc;
 mod progress;
+pub mod routed;
 mod rpc;
+mod shell;
 mod sweep;
 pub mod topology;
 
 pub use client::ClientSpec;
 pub use daemon::Daemon;
-pub use guest::{Accel, Guest, GuestSpec, Nic};
+pub use guest::{Accel, Guest, GuestSpec, Neighbour, Nic};
 pub use host::{Host, HostProcess, Role};
 pub use image::{Image, Suite};
 pub use mac::MacAddr;
@@ -247,7 +253,7 @@ impl Lab {
         &self.record.image
     }
 
-    /// All hosts: central, the nodes, the client.
+    /// All hosts: central, the nodes, the client, the outside.
     pub fn hosts(&self) -> &[Host] {
         &self.record.hosts
     }
@@ -260,7 +266,7 @@ impl Lab {
             .filter(|host| host.role == Role::Node)
     }
 
-    /// A host by its name: `central`, `node1`…, `client`.
+    /// A host by its name: `central`, `node1`…, `client`, `outside`.
     pub fn host(&self, name: &str) -> Result<&Host> {
         self.record
             .hosts
@@ -290,14 +296,15 @@ impl Lab {
                 Role::Central,
                 Some(Self::CENTRAL_UNDERLAY),
             ),
-            index if index > spec.nodes => ("client".to_owned(), Role::Client, None),
+            index if index == spec.nodes + 1 => ("client".to_owned(), Role::Client, None),
+            index if index > spec.nodes => ("outside".to_owned(), Role::Outside, None),
             index => (
                 format!("node{index}"),
                 Role::Node,
                 Some(Ipv4Addr::new(172, 30, 0, 10 + index)),
             ),
         };
-        let hosts: Vec<_> = (0..=spec.nodes + 1).map(names).collect();
+        let hosts: Vec<_> = (0..=spec.nodes + 2).map(names).collect();
         let known: String = hosts
             .iter()
             .filter_map(|(name, _, address)| Some(format!("{} {name}\n", (*address)?)))
@@ -327,7 +334,7 @@ impl Lab {
         let nodes: Vec<_> = self.nodes().collect();
         ovn::connect_underlay(self.central(), &nodes).await?;
         let central = ovn::start_central(self.central());
-        let nodes = try_join_all((1u8..).zip(&nodes).map(|(index, node)| async move {
+        let started = try_join_all((1u8..).zip(&nodes).map(|(index, node)| async move {
             let address = node.underlay.context("a node without underlay address")?;
             let switch = async {
                 ovn::start_switch(node, index, address).await?;
@@ -337,7 +344,8 @@ impl Lab {
                 .map(drop)
                 .with_context(|| format!("start {}", node.name))
         }));
-        tokio::try_join!(central, nodes)?;
+        tokio::try_join!(central, started)?;
+        ovn::introduce(&nodes).await?;
         self.wait_chassis().await
     }
 }
@@ -431,6 +439,7 @@ async fn start_host(
         "run/ovn",
         "run/openvswitch",
         "run/lock",
+        "run/guests",
         "var/log/ovn",
         "var/log/openvswitch",
         "var/log/guests",

@@ -10,6 +10,7 @@ use super::{
     daemon::{Daemon, NB_PORT, SB_PORT},
     exec::{command, output},
     host::Host,
+    mac::MacAddr,
 };
 
 /// Carries a guest's 1500 bytes in Geneve over IPv4, with room for OVN's options (58 bytes together).
@@ -128,6 +129,35 @@ pub(super) async fn start_central(central: &Host) -> Result<()> {
     central.run("ovn-sbctl", ["init"]).await.map(drop)
 }
 
+/// The Ethernet address of a node, by its number, on the underlay.
+fn underlay_mac(index: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, index])
+}
+
+/// Tells each node's switch the others' Ethernet addresses on the underlay.
+///
+/// The userspace datapath drops the packet for which it has to ask: the first from one node to another would be lost,
+/// in the midst of what is measured. An hour without a packet is the longest that it can be told to remember.
+pub(super) async fn introduce(nodes: &[&Host]) -> Result<()> {
+    try_join_all(nodes.iter().map(|node| async move {
+        node.run("ovs-appctl", ["tnl/neigh/aging", "3600"]).await?;
+        for (index, other) in (1u8..).zip(nodes) {
+            let Some(address) = other.underlay.filter(|_| other != node) else {
+                continue;
+            };
+            let (address, mac) = (address.to_string(), underlay_mac(index).to_string());
+            node.run(
+                "ovs-appctl",
+                ["tnl/neigh/set", PHYSICAL_BRIDGE, &address, &mac],
+            )
+            .await?;
+        }
+        Ok(())
+    }))
+    .await
+    .map(drop)
+}
+
 /// Starts a node's switch, with its uplink and its bridges.
 pub(super) async fn start_switch(node: &Host, index: u8, address: Ipv4Addr) -> Result<()> {
     node.run(
@@ -154,7 +184,7 @@ pub(super) async fn start_switch(node: &Host, index: u8, address: Ipv4Addr) -> R
         format!("external_ids:ovn-encap-ip={address}"),
         "external_ids:ovn-bridge-datapath-type=netdev".to_owned(),
     ];
-    let hwaddr = format!("other_config:hwaddr=02:00:00:00:00:{index:02x}");
+    let hwaddr = format!("other_config:hwaddr={}", underlay_mac(index));
     ovs.vsctl(
         ["set", "Open_vSwitch", "."]
             .into_iter()

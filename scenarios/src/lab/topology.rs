@@ -1,11 +1,16 @@
 //! OVN topologies for scenarios: which logical switches there are and which ports they have.
 
 use std::collections::HashSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
 
-use super::{Lab, guest::Nic, mac::MacAddr};
+use super::{
+    Lab,
+    guest::Nic,
+    mac::MacAddr,
+    routed::{GATEWAY4, GATEWAY6, is_routed},
+};
 
 /// One of a family of subnets that do not overlap: `10.(128+n).0.0/24` and `fd00:10:(128+n)::/64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,21 +27,22 @@ pub struct SharedSwitch<'a> {
 // === impl Subnet ===
 
 impl Subnet {
-    /// An interface with the addresses of host number `host`, and an Ethernet address made from them as OVN's own
-    /// users do: `0a:58` and the IPv4 address.
+    const BITS_V4: u8 = 24;
+    const BITS_V6: u8 = 64;
+
+    /// An interface with the addresses of host number `host`, and an Ethernet address made from them
+    /// ([`MacAddr::of`]).
     pub fn nic(self, lsp: &str, host: u8) -> Nic {
         let v4 = Ipv4Addr::new(10, self.second(), 0, host);
-        let [a, b, c, d] = v4.octets();
+        let v6 = Ipv6Addr::new(0xfd00, 0x10, self.third(), 0, 0, 0, 0, host.into());
         Nic {
             lsp: lsp.to_owned(),
-            mac: MacAddr([0x0a, 0x58, a, b, c, d]),
-            v4: Some((v4, 24)),
-            v6: Some((
-                Ipv6Addr::new(0xfd00, 0x10, self.third(), 0, 0, 0, 0, host.into()),
-                64,
-            )),
+            mac: MacAddr::of(v4),
+            v4: Some((v4, Self::BITS_V4)),
+            v6: Some((v6, Self::BITS_V6)),
             gateway4: None,
             gateway6: None,
+            dhcp: false,
         }
     }
 
@@ -75,18 +81,10 @@ impl<'a> SharedSwitch<'a> {
     /// The logical switch, created unless an earlier run has.
     pub async fn ensure(lab: &'a Lab, subnet: Subnet) -> Result<Self> {
         let switch = Self { lab, subnet };
-        let named = format!("name={}", switch.name());
-        let find = [
-            "--bare",
-            "--columns=_uuid",
-            "find",
-            "Logical_Switch",
-            &named,
-        ];
-        if lab.nbctl(find).await?.is_empty() {
-            return Self::create(lab, subnet).await;
+        if exists(lab, "Logical_Switch", &switch.name()).await? {
+            return Ok(switch);
         }
-        Ok(switch)
+        Self::create(lab, subnet).await
     }
 
     /// The lowest host number, from `first` on, whose IPv4 address no port of the Northbound has.
@@ -94,17 +92,10 @@ impl<'a> SharedSwitch<'a> {
     /// # Errors
     /// When the subnet is full.
     pub async fn free_host(&self, first: u8) -> Result<u8> {
-        let columns = [
-            "--bare",
-            "--columns=addresses",
-            "list",
-            "Logical_Switch_Port",
-        ];
-        let taken = self.lab.nbctl(columns).await?;
-        let taken: HashSet<_> = taken.split_whitespace().collect();
+        let taken = taken_addresses(self.lab).await?;
         let is_free = |host: &u8| {
             let v4 = self.subnet.nic("", *host).v4;
-            v4.is_some_and(|(v4, _)| !taken.contains(v4.to_string().as_str()))
+            v4.is_some_and(|(v4, _)| !taken.contains(&v4.to_string()))
         };
         (first..u8::MAX)
             .find(is_free)
@@ -124,32 +115,8 @@ impl<'a> SharedSwitch<'a> {
     /// Adds a logical switch port with its addresses, and `external_ids` as whoever owns it would write them, such as
     /// `("segue.io/vm", "default/vm1")`. Returns once the Southbound database has it.
     pub async fn add_port(&self, nic: &Nic, external_ids: &[(&str, &str)]) -> Result<()> {
-        let mut addresses = nic.mac.to_string();
-        for address in nic
-            .v4
-            .map(|(v4, _)| v4.to_string())
-            .into_iter()
-            .chain(nic.v6.map(|(v6, _)| v6.to_string()))
-        {
-            addresses = format!("{addresses} {address}");
-        }
-        let name = self.name();
-        let mut args: Vec<String> = [
-            "--wait=sb",
-            "lsp-add",
-            &name,
-            &nic.lsp,
-            "--",
-            "lsp-set-addresses",
-            &nic.lsp,
-        ]
-        .map(Into::into)
-        .into();
-        args.push(addresses);
-        for (key, value) in external_ids {
-            args.extend(["--", "set", "Logical_Switch_Port", &nic.lsp].map(Into::into));
-            args.push(format!("external_ids:\"{key}\"=\"{value}\""));
-        }
+        let mut args = vec!["--wait=sb".to_owned()];
+        args.extend(lsp_add(&self.name(), nic, external_ids));
         self.lab.nbctl(args).await.map(drop)
     }
 
@@ -160,6 +127,77 @@ impl<'a> SharedSwitch<'a> {
             .await
             .map(drop)
     }
+}
+
+/// A guest's interface with these addresses of the lab, the first of each family: whether they are a routed network's
+/// or a shared one's decides what goes with them.
+pub fn guest_nic(lsp: &str, mac: MacAddr, addresses: &[IpAddr]) -> Nic {
+    let v4 = addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    });
+    let v6 = addresses.iter().find_map(|address| match address {
+        IpAddr::V6(address) => Some(*address),
+        IpAddr::V4(_) => None,
+    });
+    let routed = addresses.iter().any(|address| is_routed(*address));
+    let (bits_v4, bits_v6) = if routed {
+        (32, 128)
+    } else {
+        (Subnet::BITS_V4, Subnet::BITS_V6)
+    };
+    Nic {
+        lsp: lsp.to_owned(),
+        mac,
+        v4: v4.map(|address| (address, bits_v4)),
+        v6: v6.map(|address| (address, bits_v6)),
+        gateway4: v4.filter(|_| routed).map(|_| GATEWAY4),
+        gateway6: v6.filter(|_| routed).map(|_| GATEWAY6),
+        dhcp: routed,
+    }
+}
+
+/// The arguments of `ovn-nbctl` that add a logical switch port with its addresses.
+pub(super) fn lsp_add(switch: &str, nic: &Nic, external_ids: &[(&str, &str)]) -> Vec<String> {
+    let addresses: Vec<_> = std::iter::once(nic.mac.to_string())
+        .chain(nic.addresses().map(|address| address.to_string()))
+        .collect();
+    let addresses = addresses.join(" ");
+    let lsp = nic.lsp.as_str();
+    let words = [
+        "lsp-add",
+        switch,
+        lsp,
+        "--",
+        "lsp-set-addresses",
+        lsp,
+        &addresses,
+    ];
+    let mut args: Vec<String> = words.map(Into::into).into();
+    for (key, value) in external_ids {
+        args.extend(["--", "set", "Logical_Switch_Port", lsp].map(Into::into));
+        args.push(format!("external_ids:\"{key}\"=\"{value}\""));
+    }
+    args
+}
+
+/// Every word of `addresses` of every logical switch port.
+pub(super) async fn taken_addresses(lab: &Lab) -> Result<HashSet<String>> {
+    let columns = [
+        "--bare",
+        "--columns=addresses",
+        "list",
+        "Logical_Switch_Port",
+    ];
+    let taken = lab.nbctl(columns).await?;
+    Ok(taken.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Whether the Northbound has a row of this name.
+pub(super) async fn exists(lab: &Lab, table: &str, name: &str) -> Result<bool> {
+    let named = format!("name={name}");
+    let find = ["--bare", "--columns=_uuid", "find", table, &named];
+    Ok(!lab.nbctl(find).await?.is_empty())
 }
 
 #[cfg(test)]
