@@ -17,12 +17,12 @@ Examples:
   curl --unix-socket /run/arp-proxy.sock -X POST 'http://localhost/announce?interface=tap0'
       Tell the machine behind tap0 where its gateway is, as after it has come here from another host.
 
-On a tap, what the machine sends comes in, and answers go to the machine alone. Interfaces are those of the network
-namespace that arp-proxy runs in; they may come and go. Needs CAP_NET_RAW. Nothing is made promiscuous, and nothing is
+On a tap, what the machine sends comes in, and answers go to the machine alone. Interfaces are those of the network \
+namespace that arp-proxy runs in; they may come and go. Needs CAP_NET_RAW. Nothing is made promiscuous, and nothing is \
 left behind. Ctrl-C or SIGTERM ends it.
 
-Every option can be given as ARP_PROXY_ and its name in the environment (ARP_PROXY_INTERFACE='tap*'); several values are
-separated by commas. RUST_LOG=debug tells of each answer.";
+Every option can be given as ARP_PROXY_ and its name in the environment (ARP_PROXY_INTERFACE='tap*'); several values \
+are separated by commas. RUST_LOG=arp_proxy=debug tells of each answer.";
 
 /// Answers ARP requests and neighbour solicitations for a gateway that no host has.
 ///
