@@ -160,13 +160,18 @@ impl Running {
         line.map_or(0, |value| value.trim().parse().unwrap())
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        // `ip netns exec` becomes the program.
+        self.child.id()
+    }
+
     pub(crate) fn control(&self) -> PathBuf {
         self.directory.path().join("control")
     }
 
     /// Ends it, and tells how it ended.
     pub(crate) fn end(mut self, signal: Signal) -> Option<i32> {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap());
         kill(pid, signal).unwrap();
         let status = self.child.wait().unwrap();
         assert!(!self.control().exists(), "the control socket is left");
