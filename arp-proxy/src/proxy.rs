@@ -181,7 +181,7 @@ impl Proxy {
         self.tasks.join_next().await;
     }
 
-    /// Ends it, and resolves when all its sockets are closed.
+    /// Ends it. Its sockets are closed as soon as the runtime has let go of the tasks that read them.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
     }
@@ -244,7 +244,9 @@ impl Keeper {
         loop {
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(event) => self.learn(event),
+                    Some(event) => if !self.learn(event) {
+                        continue;
+                    },
                     None => return,
                 },
                 // Without Open vSwitch its sender is gone from the start, and stays so.
@@ -263,7 +265,8 @@ impl Keeper {
         }
     }
 
-    fn learn(&mut self, event: LinkEvent) {
+    /// Whether it was news: the kernel tells of much that does not matter, and looking at everything costs.
+    fn learn(&mut self, event: LinkEvent) -> bool {
         match event {
             LinkEvent::Listed(links) => {
                 self.links = links
@@ -271,13 +274,13 @@ impl Keeper {
                     .map(|link| (link.index, link.name))
                     .collect();
                 self.state.send_modify(|state| state.listed = true);
+                true
             }
             LinkEvent::Changed(link) => {
-                self.links.insert(link.index, link.name);
+                let name = link.name.clone();
+                self.links.insert(link.index, link.name).as_ref() != Some(&name)
             }
-            LinkEvent::Gone(index) => {
-                self.links.remove(&index);
-            }
+            LinkEvent::Gone(index) => self.links.remove(&index).is_some(),
         }
     }
 
