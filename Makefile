@@ -15,7 +15,7 @@ SCENARIO_FILES := $(sort $(wildcard scenarios/files/*.yaml))
 comma := ,
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: root help demo test test-fast test-lab test-scenarios lint tools build packages image kubernetes ovs-bin lab-up lab-down clean
+.PHONY: root help demo test test-fast test-lab test-scenarios lint tools build packages image kubernetes ovs-bin lab-up lab-down bench-arp-proxy fuzz-arp-proxy clean
 
 help: ## List the targets
 	@echo "make demo      a real migration, end to end, with a table of what its peers saw (root)"
@@ -27,6 +27,8 @@ help: ## List the targets
 	@echo "make lab-down  remove it (root)"
 	@echo "make tools     what the others need: the lab's Debian image, kube-apiserver, OVS tools"
 	@echo "make build     the release binaries and the guest's static probe"
+	@echo "make bench-arp-proxy  how many questions a second arp-proxy answers on one core, and how fast (root)"
+	@echo "make fuzz-arp-proxy   feed it what no station sends, for FUZZ_SECONDS (600)"
 	@echo "make clean     remove what was built and the lab; the cache in $(CACHE) stays"
 	@echo
 	@echo "Each does its own set-up, is safe to run twice, and can be interrupted."
@@ -49,7 +51,7 @@ test-fast: ovs-bin kubernetes
 
 test-lab: tools build
 	$(call say,Tests that need root or time: the probe between namespaces$(comma) the lab itself)
-	@cargo test -p dataplane-probe -p scenarios -- --ignored --test-threads=1
+	@cargo test -p dataplane-probe -p arp-proxy -p scenarios -- --ignored --test-threads=1
 
 test-scenarios: tools build
 	$(call say,Real migrations: $(words $(SCENARIO_FILES)) scenarios)
@@ -99,6 +101,19 @@ lab-up: root tools build
 
 lab-down: $(SCENARIOS)
 	@$(SCENARIOS) lab down
+
+bench-arp-proxy: root
+	$(call say,arp-proxy: 10$(comma)000 questions a second on one core)
+	@cargo bench -p arp-proxy --bench flood -- --json $(CURDIR)/out/bench-arp-proxy/results.json
+
+# The sanitizer needs a flag that only nightly takes, or a compiler that is told to behave like one. What is found worth
+# keeping is replayed by an ordinary test, with overflow checks.
+FUZZ_SECONDS ?= 600
+fuzz-arp-proxy:
+	$(call say,Fuzzing what arp-proxy receives for $(FUZZ_SECONDS) s)
+	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	@cd arp-proxy && RUSTC_BOOTSTRAP=1 nice -n 19 cargo fuzz run -O wire -- -max_total_time=$(FUZZ_SECONDS) -max_len=512 -print_final_stats=1
+	@cd arp-proxy && RUSTC_BOOTSTRAP=1 nice -n 19 cargo fuzz cmin -O wire -- -max_len=512
 
 clean:
 	@if [ -x $(SCENARIOS) ] && [ "$$(id -u)" = 0 ]; then $(SCENARIOS) lab down; fi

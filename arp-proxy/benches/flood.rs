@@ -1,0 +1,231 @@
+//! How many questions a second the proxy answers on one core, and how fast: `make bench-arp-proxy`, as root.
+//!
+//! Open loop: questions leave at fixed times, whatever comes back, and an answer's latency counts from the time at
+//! which its question was to leave until the kernel received the answer. A late sender thus counts against the proxy.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a benchmark that cannot measure has nothing better to do"
+)]
+
+#[path = "flood/ask.rs"]
+mod ask;
+#[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../tests/e2e/support.rs"]
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use comfy_table::{ContentArrangement, Table};
+use hdrhistogram::Histogram;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::{Pid, SysconfVar, sysconf};
+use serde_json::{Value, json};
+
+use ask::{Flood, Kind, Outcome};
+use support::{Lab, Running};
+
+/// The proxy's, and the other, which asks and listens.
+const CORES: [usize; 2] = [0, 1];
+const METRICS: [(&str, &str); 3] = [
+    ("dropped", "arp_proxy_frames_dropped_total"),
+    ("not_sent", "arp_proxy_send_failures_total"),
+    ("limited", "arp_proxy_rate_limited_total"),
+];
+
+/// Floods an arp-proxy with questions and measures its answers.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Questions a second
+    #[arg(long, default_value_t = 10_000)]
+    rate: u32,
+    /// How long, of each kind of question
+    #[arg(long, default_value_t = 30)]
+    seconds: u32,
+    /// Stations that ask
+    #[arg(long, default_value_t = 1000)]
+    sources: u32,
+    /// Where to write the results as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// What cargo says
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// One run.
+struct Measured {
+    kind: Kind,
+    outcome: Outcome,
+    latency_ns: Histogram<u64>,
+    /// Of one core, as the kernel accounts it.
+    cpu_percent: f64,
+    metrics: Vec<(&'static str, u64)>,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let runs: Vec<Measured> = [Kind::Arp, Kind::Neighbour]
+        .into_iter()
+        .map(|kind| measure(&options, kind))
+        .collect();
+    println!("{}", table(&runs));
+    println!(
+        "{} questions a second from {} sources for {} s each; the proxy on core {} alone; latency from the intended sending",
+        options.rate, options.sources, options.seconds, CORES[0]
+    );
+    if let Some(path) = &options.json {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).unwrap();
+        }
+        let text = serde_json::to_string_pretty(&results(&options, &runs)).unwrap();
+        fs::write(path, text + "\n").unwrap();
+        println!("written to {}", path.display());
+    }
+    let lost: u64 = runs.iter().map(|run| run.outcome.lost()).sum();
+    if lost == 0 {
+        ExitCode::SUCCESS
+    } else {
+        eprintln!("{lost} questions were not answered");
+        ExitCode::FAILURE
+    }
+}
+
+/// A link, a proxy and a flood of their own for each kind, so that neither is warmed or worn by the other.
+fn measure(options: &Options, kind: Kind) -> Measured {
+    let lab = Lab::linked();
+    pin(CORES[0]);
+    // Its limits are the default ones.
+    let proxy = lab.start(&["--interface", "tap0"], &["tap0"]);
+    pin(CORES[1]);
+    let flood = Flood {
+        kind,
+        rate: options.rate,
+        count: options.rate * options.seconds,
+        sources: options.sources,
+    };
+    let before = cpu_seconds(&proxy);
+    let outcome = flood.run(&lab.guest, "eth0");
+    let busy = cpu_seconds(&proxy) - before;
+    let mut latency_ns = Histogram::new(3).unwrap();
+    for latency in outcome.latencies() {
+        latency_ns.record(latency).unwrap();
+    }
+    Measured {
+        kind,
+        cpu_percent: busy / outcome.seconds * 100.0,
+        latency_ns,
+        metrics: METRICS
+            .map(|(name, metric)| (name, total(&proxy, metric)))
+            .to_vec(),
+        outcome,
+    }
+}
+
+/// Keeps this thread, and what it starts, on one core.
+fn pin(core: usize) {
+    let mut set = CpuSet::new();
+    set.set(core).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &set).unwrap();
+}
+
+/// Over all labels.
+fn total(proxy: &Running, metric: &str) -> u64 {
+    let text = proxy.ask("GET", "/metrics");
+    let values = text
+        .lines()
+        .filter(|line| line.starts_with(metric))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    values.sum()
+}
+
+/// User and system time so far.
+fn cpu_seconds(proxy: &Running) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", proxy.pid())).unwrap();
+    // Behind the name, which may contain anything: utime and stime are the 14th and 15th fields (proc(5)).
+    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+    let ticks: u32 = fields
+        .skip(11)
+        .take(2)
+        .map(|field| field.parse::<u32>().unwrap())
+        .sum();
+    let per_second = sysconf(SysconfVar::CLK_TCK).unwrap().unwrap();
+    f64::from(ticks) / f64::from(i32::try_from(per_second).unwrap())
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "nanoseconds of a few seconds at most"
+)]
+fn micros(nanos: u64) -> f64 {
+    nanos as f64 / 1000.0
+}
+
+fn table(runs: &[Measured]) -> Table {
+    let mut table = Table::new();
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header([
+        "questions",
+        "asked",
+        "lost",
+        "duplicated",
+        "p50 µs",
+        "p99 µs",
+        "p99.9 µs",
+        "max µs",
+        "sender late max µs",
+        "CPU %",
+    ]);
+    for run in runs {
+        let quantile = |q| format!("{:.0}", micros(run.latency_ns.value_at_quantile(q)));
+        table.add_row([
+            run.kind.name().to_owned(),
+            run.outcome.asked().to_string(),
+            run.outcome.lost().to_string(),
+            run.outcome.duplicated.to_string(),
+            quantile(0.5),
+            quantile(0.99),
+            quantile(0.999),
+            format!("{:.0}", micros(run.latency_ns.max())),
+            format!("{:.0}", micros(run.outcome.late_ns)),
+            format!("{:.1}", run.cpu_percent),
+        ]);
+    }
+    table
+}
+
+fn results(options: &Options, runs: &[Measured]) -> Value {
+    let runs: Vec<Value> = runs
+        .iter()
+        .map(|run| {
+            let quantile = |q| micros(run.latency_ns.value_at_quantile(q));
+            json!({
+                "questions": run.kind.name(),
+                "asked": run.outcome.asked(),
+                "answered": run.outcome.asked() - run.outcome.lost(),
+                "lost": run.outcome.lost(),
+                "duplicated": run.outcome.duplicated,
+                "latency_us": {
+                    "p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99),
+                    "p99.9": quantile(0.999), "max": micros(run.latency_ns.max()),
+                },
+                "sender_late_max_us": micros(run.outcome.late_ns),
+                "proxy_cpu_percent": run.cpu_percent,
+                "proxy": run.metrics.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect::<serde_json::Map<_, _>>(),
+            })
+        })
+        .collect();
+    json!({
+        "schema": "arp-proxy.flood/v1",
+        "rate_hz": options.rate,
+        "seconds": options.seconds,
+        "sources": options.sources,
+        "proxy_cores": 1,
+        "runs": runs,
+    })
+}
