@@ -178,7 +178,14 @@ fn next_hop(node: Node) -> String {
 
 /// The flows of a node's integration bridge that match at least this closely, as `ovs-ofctl` writes them.
 async fn flows(node: &Host, matching: &str) -> Result<Vec<String>> {
-    let args = ["--no-stats", "dump-flows", INTEGRATION_BRIDGE, matching];
+    // With OpenFlow 1.5 every action on a field is written `set_field:VALUE->FIELD`.
+    let args = [
+        "-OOpenFlow15",
+        "--no-stats",
+        "dump-flows",
+        INTEGRATION_BRIDGE,
+        matching,
+    ];
     let dump = node.run("ovs-ofctl", args).await?;
     let flows = dump.lines().map(|line| line.trim().to_owned());
     Ok(flows.filter(|line| !line.is_empty()).collect())
