@@ -40,7 +40,7 @@ struct FlipArgs {
     #[arg(long, default_value_t = 100)]
     flips: usize,
 
-    /// Where one flip takes five seconds or more, as many as fit in this time, and at least six.
+    /// Where one flip takes five seconds or more, as many as fit in this time, and at least two.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     patience: u64,
 

@@ -16,7 +16,7 @@ pub(super) const NORTH: &str = "OVN_Northbound";
 pub(super) const SOUTH: &str = "OVN_Southbound";
 
 /// The largest world takes northd and ovn-controller minutes.
-const DEADLINE: Duration = Duration::from_mins(15);
+const DEADLINE: Duration = Duration::from_mins(30);
 
 ovsdb_rs::table! {
     #[derive(Eq)]
@@ -97,7 +97,7 @@ impl Databases {
     /// other end (ovn-architecture(7), Information Flow in OVN).
     ///
     /// # Errors
-    /// When one of the three does not happen within a quarter of an hour, or somebody else numbers changes too.
+    /// When one of the three does not happen within half an hour, or somebody else numbers changes too.
     pub(super) async fn commit(&mut self, mut change: Transaction) -> Result<Times> {
         let number = self.number + 1;
         change.mutate(

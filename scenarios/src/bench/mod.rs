@@ -45,8 +45,6 @@ use world::World;
 
 /// From here on a flip is slow: so many of them as were asked for would take too long.
 const SLOW: Duration = Duration::from_secs(5);
-/// How often a slow flip is made at least.
-const FEWEST: usize = 6;
 
 /// What is to be measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +54,7 @@ pub struct BenchSpec {
     /// How many flips of each method with each number of VMs; every flip there is followed by one back.
     pub flips: usize,
     /// How long a method may take with one number of VMs where one flip takes five seconds or more: then there are
-    /// fewer, six at least.
+    /// fewer, but one there and one back in any case.
     pub patience: Duration,
 }
 
@@ -170,6 +168,8 @@ impl Bench<'_> {
         let load_s = start.elapsed().as_secs_f64();
         let openflow_flows = flow_count(self.node).await?;
         progress.detail("a change of nothing");
+        // ovn-controller tidies up after the many flows, and northd after ovn-controller.
+        self.databases.settle().await?;
         let mut times = Vec::new();
         for _ in 0..self.spec.flips {
             times.push(self.databases.commit(Transaction::new()).await?);
@@ -188,19 +188,18 @@ impl Bench<'_> {
         let size = table::grouped(vms.into());
         self.progress
             .step(&format!("Flipping by {method} with {size} VMs"));
-        // There and back once without counting: tells how long it takes, and fills caches.
-        let mut longest = Duration::ZERO;
-        for direction in Direction::ROUND {
-            longest = longest.max(self.flip(method, direction).await?.longest());
+        let mut times = self.round(method).await?;
+        let longest = times.iter().map(|times| times.longest()).max();
+        let rounds = self.spec.rounds(longest.unwrap_or_default());
+        if rounds.is_slow {
+            progress_of(self.progress, 1, rounds.number);
+        } else {
+            // The first one fills caches.
+            times.clear();
         }
-        let rounds = self.spec.flips_of(longest).div_ceil(2);
-        let mut times = Vec::new();
-        for round in 0..rounds {
-            for direction in Direction::ROUND {
-                times.push(self.flip(method, direction).await?);
-            }
-            self.progress
-                .detail(&format!("{} of {}", 2 * (round + 1), 2 * rounds));
+        while times.len() < 2 * rounds.number {
+            times.extend(self.round(method).await?);
+            progress_of(self.progress, times.len() / 2, rounds.number);
         }
         self.keep(vms, Some(method), &times);
         self.measured.results.rows.push(Row {
@@ -209,6 +208,15 @@ impl Bench<'_> {
             figures: Figures::of(&times)?,
         });
         Ok(())
+    }
+
+    /// There and back.
+    async fn round(&mut self, method: Method) -> Result<Vec<Times>> {
+        let mut times = Vec::new();
+        for direction in Direction::ROUND {
+            times.push(self.flip(method, direction).await?);
+        }
+        Ok(times)
     }
 
     /// One flip, begun when nothing else is under way, and checked.
@@ -233,17 +241,28 @@ impl Bench<'_> {
 }
 
 impl BenchSpec {
-    /// How many flips there are to be, where one takes so long.
-    fn flips_of(&self, one: Duration) -> usize {
-        if one < SLOW {
-            return self.flips;
+    /// How often to go there and back where one flip takes so long.
+    fn rounds(&self, one: Duration) -> Rounds {
+        let is_slow = one >= SLOW;
+        let mut number = self.flips.div_ceil(2);
+        if is_slow {
+            let affordable = self.patience.as_secs() / (2 * one.as_secs()).max(1);
+            number = number.min(usize::try_from(affordable).unwrap_or(usize::MAX).max(1));
         }
-        let affordable = self.patience.as_secs() / one.as_secs().max(1);
-        usize::try_from(affordable)
-            .unwrap_or(usize::MAX)
-            .max(FEWEST)
-            .min(self.flips)
+        Rounds { number, is_slow }
     }
+}
+
+/// How often to go there and back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rounds {
+    number: usize,
+    /// Too slow for one that does not count.
+    is_slow: bool,
+}
+
+fn progress_of(progress: &dyn Progress, done: usize, rounds: usize) {
+    progress.detail(&format!("{} of {} flips", 2 * done, 2 * rounds));
 }
 
 async fn flow_count(node: &Host) -> Result<u64> {
@@ -253,4 +272,52 @@ async fn flow_count(node: &Host) -> Result<u64> {
         .rsplit_once("flow_count=")
         .with_context(|| format!("no flow count in {text:?}"))?;
     count.trim().parse().context("flow count")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(flips: usize) -> BenchSpec {
+        BenchSpec {
+            sizes: vec![100],
+            flips,
+            patience: Duration::from_mins(5),
+        }
+    }
+
+    #[test]
+    fn slow_flips_are_made_as_often_as_patience_allows_and_the_others_as_often_as_was_asked() {
+        for (flips, seconds, rounds, is_slow) in [
+            (100, 4, 50, false),
+            (3, 4, 2, false),
+            (100, 6, 25, true),
+            (10, 6, 5, true),
+            (100, 400, 1, true),
+        ] {
+            let planned = spec(flips).rounds(Duration::from_secs(seconds));
+            let number = rounds;
+            assert_eq!(
+                planned,
+                Rounds { number, is_slow },
+                "{flips} of {seconds} s"
+            );
+        }
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_had_are_refused() {
+        for sizes in [
+            vec![],
+            vec![1],
+            vec![100, 100],
+            vec![1000, 100],
+            vec![u32::MAX],
+        ] {
+            let spec = BenchSpec { sizes, ..spec(2) };
+            assert!(spec.validate().is_err(), "{spec:?} was accepted");
+        }
+        spec(2).validate().unwrap();
+        assert!(spec(0).validate().is_err());
+    }
 }
