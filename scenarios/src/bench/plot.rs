@@ -41,6 +41,8 @@ struct Line {
     name: &'static str,
     color: RGBColor,
     points: Vec<(u32, Distribution)>,
+    /// How far to the right its ticks are, so that none hides another's.
+    aside: f64,
     /// Whether it is only there for comparison.
     reference: bool,
 }
@@ -85,12 +87,18 @@ fn lines(results: &Results) -> Vec<Line> {
             .filter(|row| row.method == method)
             .map(|row| (row.vms, row.figures.sb_ms))
             .collect(),
+        aside: match method {
+            Method::AddressSet => -4.0,
+            Method::Lsp => 4.0,
+            Method::StaticRoute => 0.0,
+        },
         reference: false,
     };
     let mut lines = vec![Line {
-        name: "nothing",
+        name: "(nothing)",
         color: GREY,
         points: nothing.collect(),
+        aside: 0.0,
         reference: true,
     }];
     lines.extend(Method::ALL.map(of));
@@ -214,8 +222,9 @@ fn draw_line(canvas: &Canvas<'_>, line: &Line, x: Axis, y: Axis) -> Result<()> {
         let (across, middle) = at(*vms, time.p50);
         let (_, top) = at(*vms, time.p99);
         let whisker = line.color.mix(0.55).stroke_width(2);
-        let stem = vec![pixel(across, middle), pixel(across, top)];
-        let tick = vec![pixel(across - 7.0, top), pixel(across + 7.0, top)];
+        let stem = across + line.aside;
+        let tick = vec![pixel(stem - 6.0, top), pixel(stem + 6.0, top)];
+        let stem = vec![pixel(stem, middle), pixel(stem, top)];
         canvas.draw(&PathElement::new(stem, whisker))?;
         canvas.draw(&PathElement::new(tick, whisker))?;
         canvas.draw(&Circle::new(pixel(across, middle), 7, WHITE.filled()))?;
