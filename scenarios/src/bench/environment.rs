@@ -10,8 +10,8 @@ use super::table::grouped;
 use crate::lab::Lab;
 
 /// What the databases, northd, ovn-controller and Open vSwitch together take for one VM, and without any; measured.
-const KIB_PER_VM: u64 = 60;
-const KIB_AT_LEAST: u64 = 1 << 20;
+const KIB_PER_VM: u64 = 160;
+const KIB_AT_LEAST: u64 = 512 << 10;
 
 pub(super) fn of(lab: &Lab) -> Result<Environment> {
     let uname = nix::sys::utsname::uname().context("uname")?;

@@ -197,13 +197,32 @@ impl World {
     }
 }
 
-/// Keeps the watched node's ovn-controller from giving up a Southbound server that is busy for longer than five seconds,
-/// as every large deployment does.
+/// Lets the Southbound server and the watched node's ovn-controller leave each other alone for minutes, as large
+/// deployments do: either gives up a peer that is busy for ten seconds, and then all begins anew.
 pub(super) async fn be_patient(lab: &Lab) -> Result<()> {
+    const PORT: u16 = 6643;
+    let target = format!("target=\"ptcp:{PORT}\"");
+    let create = ["--id=@patient", "create", "Connection"];
+    let create = create
+        .into_iter()
+        .chain([target.as_str(), "inactivity_probe=0"]);
+    let add = ["--", "set", "SB_Global", ".", "connections=@patient"];
+    lab.sbctl(create.chain(add)).await?;
+    let remote = [
+        "-t",
+        "/run/ovn/ovnsb_db.ctl",
+        "ovsdb-server/add-remote",
+        "db:OVN_Southbound,SB_Global,connections",
+    ];
+    lab.central().run("ovn-appctl", remote).await?;
     let node = lab.host(&WATCHED.name())?;
-    let probe = "external_ids:ovn-remote-probe-interval=300000";
+    let remote = format!(
+        "external_ids:ovn-remote=tcp:{}:{PORT}",
+        Lab::CENTRAL_UNDERLAY
+    );
+    let probe = "external_ids:ovn-remote-probe-interval=0";
     node.ovs()
-        .vsctl(["set", "Open_vSwitch", ".", probe])
+        .vsctl(["set", "Open_vSwitch", ".", remote.as_str(), probe])
         .await
         .map(drop)
 }
