@@ -32,7 +32,7 @@ enum What {
 /// Arguments of `scenarios bench flip`.
 #[derive(Debug, Args)]
 struct FlipArgs {
-    /// Numbers of VMs, ascending. 100000 takes about an hour, nearly all of it static-route.
+    /// Numbers of VMs, ascending. 100000 needs 16 GiB of memory and most of an hour, nearly all of it for routes.
     #[arg(long, value_name = "VMS", value_delimiter = ',', default_values_t = [SMALL, 1000, LARGE])]
     sizes: Vec<u32>,
 

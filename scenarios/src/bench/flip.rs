@@ -1,8 +1,9 @@
 //! The methods that are compared, and what each must have changed in the switch.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use ovsdb_rs::{Datum, Mutation, Row, Transaction};
+use ovsdb_rs::{Condition, Datum, Mutation, Row, Transaction};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::databases::Databases;
 use super::layout::{MOVED, Node, OTHER, WATCHED, mac};
@@ -45,45 +46,26 @@ impl Method {
         }
     }
 
-    /// What is written. Rows are named by their UUIDs, which the server looks up without a search.
+    /// What is written, guarded by what must have been there, as everything is that segue writes. Rows are named by
+    /// their UUIDs, which the server looks up without a search.
     pub(super) fn transaction(self, world: &World, direction: Direction) -> Result<Transaction> {
         let moved = world.moved.context("the VM that is moved does not exist")?;
-        let (from, to) = direction.nodes();
         let mut tx = Transaction::new();
         match self {
-            Self::AddressSet => {
-                let address = || Datum::from(MOVED.address().to_string());
-                let leave = Mutation::delete("addresses", address());
-                let enter = Mutation::insert("addresses", address());
-                tx.mutate("Address_Set", world.set(from)?, [leave]);
-                tx.mutate("Address_Set", world.set(to)?, [enter]);
-            }
-            Self::Lsp => {
-                let (home, away) = (OTHER.name(), WATCHED.name());
-                let keys = ["requested-chassis", "activation-strategy"];
-                let options = match direction {
-                    Direction::There => Datum::map([
-                        ("requested-chassis", format!("{home},{away}")),
-                        ("activation-strategy", "rarp".to_owned()),
-                    ]),
-                    Direction::Back => Datum::map([("requested-chassis", home)]),
-                };
-                let mutations = [
-                    Mutation::delete_keys("options", keys),
-                    Mutation::insert("options", options),
-                ];
-                tx.mutate("Logical_Switch_Port", moved.port, mutations);
-            }
+            Self::AddressSet => move_address(&mut tx, world, direction)?,
+            Self::Lsp => request_chassis(&mut tx, moved.port, direction),
             Self::StaticRoute => {
-                let row = Row::new().set("output_port", to.router_port());
-                tx.update("Logical_Router_Static_Route", moved.route, row);
+                let (from, to) = direction.nodes();
+                let by = |node: Node| Row::new().set("output_port", node.router_port());
+                tx.expect("Logical_Router_Static_Route", moved.route, by(from));
+                tx.update("Logical_Router_Static_Route", moved.route, by(to));
             }
         }
         Ok(tx)
     }
 
-    /// Checks that the watched node's switch has what the flip must have led to, and nothing of what was before. For
-    /// the first two methods it must have it as soon as ovn-controller says so.
+    /// Checks that the watched node's switch has what the flip must have led to, and nothing of what was before. Routes
+    /// and policies it must have as soon as ovn-controller says so.
     ///
     /// # Errors
     /// When it has not, with the flows that it has instead.
@@ -132,6 +114,45 @@ impl Direction {
     }
 }
 
+fn move_address(tx: &mut Transaction, world: &World, direction: Direction) -> Result<()> {
+    const TABLE: &str = "Address_Set";
+    let (from, to) = direction.nodes();
+    let address = Datum::from(MOVED.address().to_string());
+    let left = world.set(from)?;
+    let held = [
+        Condition::uuid(left),
+        Condition::includes("addresses", address.clone()),
+    ];
+    tx.expect(TABLE, held, named(from.address_set()));
+    let leave = Mutation::delete("addresses", address.clone());
+    tx.mutate(TABLE, left, [leave]);
+    let enter = Mutation::insert("addresses", address);
+    tx.mutate(TABLE, world.set(to)?, [enter]);
+    Ok(())
+}
+
+fn request_chassis(tx: &mut Transaction, port: Uuid, direction: Direction) {
+    const TABLE: &str = "Logical_Switch_Port";
+    let (requested, strategy) = ("requested-chassis", "activation-strategy");
+    let one = [(requested, OTHER.name())];
+    let two = [(requested, format!("{},{}", OTHER.name(), WATCHED.name()))];
+    let (old, mut new) = match direction {
+        Direction::There => (one, two.to_vec()),
+        Direction::Back => (two, one.to_vec()),
+    };
+    if direction == Direction::There {
+        new.push((strategy, "rarp".to_owned()));
+    }
+    let held = [
+        Condition::uuid(port),
+        Condition::includes("options", Datum::map(old)),
+    ];
+    tx.expect(TABLE, held, named(MOVED.port()));
+    let cleared = Mutation::delete_keys("options", [requested, strategy]);
+    let set = Mutation::insert("options", Datum::map(new));
+    tx.mutate(TABLE, port, [cleared, set]);
+}
+
 /// On the cluster router, what comes from the VM leads to its gateway. On the watched node's gateway router, what goes
 /// to the VM leads to its gateway too, unless this is it.
 async fn check_address_set(node: &Host, direction: Direction) -> Result<()> {
@@ -169,6 +190,10 @@ async fn check_port(node: &Host, direction: Direction) -> Result<()> {
         Direction::Back => none(&flows)?,
     }
     Ok(())
+}
+
+fn named(name: String) -> Row {
+    Row::new().set("name", name)
 }
 
 /// The next hop to a node's gateway as it stands in an action.
