@@ -8,6 +8,8 @@ MAKEFLAGS += --no-print-directory
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/segue
 SUITE ?= trixie
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Numbers of VMs that `make bench-flip` measures with; the claims need 100 and 10000.
+SIZES ?= 100,1000,10000
 GUEST_TARGET := x86_64-unknown-linux-gnu
 SCENARIOS := $(TARGET)/release/scenarios
 PROBE := $(TARGET)/guest/$(GUEST_TARGET)/release/dataplane-probe
@@ -15,11 +17,13 @@ SCENARIO_FILES := $(sort $(wildcard scenarios/files/*.yaml))
 comma := ,
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: root help demo test test-fast test-lab test-scenarios lint tools build packages image kubernetes ovs-bin lab-up lab-down bench-arp-proxy fuzz-arp-proxy clean
+.PHONY: root help demo test test-fast test-lab test-scenarios bench-flip lint tools build packages image kubernetes ovs-bin lab-up lab-down bench-arp-proxy fuzz-arp-proxy clean
 
 help: ## List the targets
 	@echo "make demo      a real migration, end to end, with a table of what its peers saw (root)"
 	@echo "make test      every test: unit, property, real servers, real migrations (root)"
+	@echo
+	@echo "make bench-flip  how long a flip takes with 100 to 10,000 VMs: table, plot, JSON (root, 10 minutes)"
 	@echo
 	@echo "make test-fast unit, property and real-server tests only"
 	@echo "make lint      formatting and lints, as errors"
@@ -56,6 +60,10 @@ test-lab: tools build
 test-scenarios: tools build
 	$(call say,Real migrations: $(words $(SCENARIO_FILES)) scenarios)
 	@$(SCENARIOS) run --name test --suite $(SUITE) --out out/test $(SCENARIO_FILES)
+
+bench-flip: root image ## A flip's time by number of VMs, on a quiet machine
+	$(call say,Timing flips with $(SIZES) VMs)
+	@$(SCENARIOS) bench flip --suite $(SUITE) --sizes $(SIZES) --check --out out/bench-flip
 
 lint:
 	$(call say,Formatting and lints)

@@ -8,7 +8,7 @@ use scenarios::lab::{
     node::{self, InitStage},
 };
 
-use crate::{cli_lab, cli_run, cli_serve};
+use crate::{cli_bench, cli_lab, cli_run, cli_serve};
 
 /// Runs real live migrations on a real lab and reports what the guest's peers saw.
 ///
@@ -29,6 +29,8 @@ enum Command {
     ///
     /// Exits with 0 when every check of every scenario held, with 1 otherwise.
     Run(cli_run::RunArgs),
+    /// Measures what OVN does by itself, without guests.
+    Bench(cli_bench::BenchArgs),
     /// Runs as the first process of a host.
     #[command(name = node::INIT_VERB, hide = true)]
     NodeInit {
@@ -54,6 +56,7 @@ impl Cli {
         let result = match self.command {
             Command::Lab(args) => cli_lab::run(args),
             Command::Run(args) => cli_run::run(&args),
+            Command::Bench(args) => cli_bench::run(&args),
             Command::LabServe(args) => cli_serve::serve(&args),
             // These two change namespaces of the calling thread, so no runtime may have started.
             Command::NodeInit { stage, spec } => serde_json::from_str(&spec)

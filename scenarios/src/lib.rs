@@ -7,6 +7,7 @@
 //! controller, [`scenario`] is the format of the files that say what to run, [`runner`] runs them,
 //! and [`report`] is what comes of it.
 
+pub mod bench;
 pub mod cluster;
 pub mod kubernetes;
 pub mod kubevirt;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod cli;
+mod cli_bench;
 mod cli_lab;
 mod cli_run;
 mod cli_serve;

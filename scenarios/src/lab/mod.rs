@@ -86,9 +86,11 @@ pub struct LabSpec {
     pub name: LabName,
     /// The Debian suite of its hosts.
     pub suite: Suite,
-    /// How many nodes, 2 or 3. The client is attached to the last: with 3 nodes guests can migrate between the first
+    /// How many nodes, 1 to 3. The client is attached to the last: with 3 nodes guests can migrate between the first
     /// two and the client stays a stranger to both.
     pub nodes: u8,
+    /// Whether the nodes run libvirt; without it they have no guests.
+    pub hypervisors: bool,
     /// The client's port.
     pub client: ClientSpec,
     /// Where the logs of all hosts are copied when the lab goes down, however that comes about, or fails to come up.
@@ -127,6 +129,7 @@ impl LabSpec {
             name,
             suite: Suite::default(),
             nodes: 3,
+            hypervisors: true,
             client: ClientSpec::default(),
             logs: None,
             exe,
@@ -149,8 +152,8 @@ impl Lab {
     /// When a lab of this name is up or in use, or anything fails; then nothing is left behind.
     pub async fn up(spec: &LabSpec, progress: &dyn Progress) -> Result<Self> {
         ensure!(
-            (2..=3).contains(&spec.nodes),
-            "a lab has 2 or 3 nodes, not {}",
+            (1..=3).contains(&spec.nodes),
+            "a lab has 1 to 3 nodes, not {}",
             spec.nodes
         );
         ensure!(
@@ -191,8 +194,12 @@ impl Lab {
         };
         progress.step(&format!("Starting the hosts of lab {}", spec.name));
         lab.start_hosts(spec).await?;
-        progress.step("Starting OVN, Open vSwitch and libvirt");
-        lab.start_daemons().await?;
+        progress.step(if spec.hypervisors {
+            "Starting OVN, Open vSwitch and libvirt"
+        } else {
+            "Starting OVN and Open vSwitch"
+        });
+        lab.start_daemons(spec.hypervisors).await?;
         client::plug(&lab, &spec.client).await?;
         Ok(lab)
     }
@@ -330,7 +337,7 @@ impl Lab {
         self.record.store()
     }
 
-    async fn start_daemons(&self) -> Result<()> {
+    async fn start_daemons(&self, hypervisors: bool) -> Result<()> {
         let nodes: Vec<_> = self.nodes().collect();
         ovn::connect_underlay(self.central(), &nodes).await?;
         let central = ovn::start_central(self.central());
@@ -340,7 +347,13 @@ impl Lab {
                 ovn::start_switch(node, index, address).await?;
                 node.start(Daemon::OvnController).await
             };
-            tokio::try_join!(switch, libvirt::start(node, index))
+            let hypervisor = async {
+                if hypervisors {
+                    libvirt::start(node, index).await?;
+                }
+                Ok(())
+            };
+            tokio::try_join!(switch, hypervisor)
                 .map(drop)
                 .with_context(|| format!("start {}", node.name))
         }));
