@@ -1,7 +1,9 @@
 //! What has to hold after a migration.
 
-use crate::report::{Check, Direction, Migration};
-use crate::scenario::{Expect, Outcome};
+use std::net::IpAddr;
+
+use crate::report::{Check, Direction, Flow, Forbidden, Migration};
+use crate::scenario::{Expect, FlowExpect, Opener, Outcome, PRIMARY};
 
 use super::ovn::PortView;
 
@@ -20,6 +22,14 @@ impl Checks {
         self.0.push(Check {
             what: what.into(),
             failure: (!holds).then(found),
+        });
+    }
+
+    /// What was done has to have worked.
+    pub(super) fn worked<T>(&mut self, what: impl Into<String>, done: &anyhow::Result<T>) {
+        let error = done.as_ref().err();
+        self.that(what, error.is_none(), || {
+            error.map_or_else(String::new, |error| format!("{error:#}"))
         });
     }
 
@@ -98,9 +108,9 @@ pub(super) fn expectations(checks: &mut Checks, migration: &Migration, expect: &
     checks.that(
         format!("the TCP stream of {vm} survives"),
         migration.tcp.survived == expect.tcp_survives,
-        || match &migration.tcp.error {
-            Some(error) => format!("it broke: {error}"),
-            None => "it did".to_owned(),
+        || {
+            let why = migration.tcp.error.clone();
+            why.unwrap_or_else(|| "it survived".to_owned())
         },
     );
     let (to_vm, from_vm) = (&migration.to_vm, &migration.from_vm);
@@ -137,6 +147,107 @@ pub(super) fn expectations(checks: &mut Checks, migration: &Migration, expect: &
     }
     arrived(checks, vm, "towards", to_vm);
     arrived(checks, vm, "from", from_vm);
+}
+
+/// What is expected of flows other than the primary one; `expected` is in their order.
+pub(super) fn flows(checks: &mut Checks, vm: &str, flows: &[Flow], expected: &[FlowExpect]) {
+    for (flow, expect) in flows.iter().zip(expected) {
+        if flow.name == PRIMARY {
+            continue;
+        }
+        let what = format!("{} of {vm}", flow.name);
+        checks.that(
+            if expect.tcp_survives {
+                format!("the TCP stream of flow {what} survives")
+            } else {
+                format!("the TCP stream of flow {what} is cut")
+            },
+            flow.tcp.survived == expect.tcp_survives,
+            || {
+                flow.tcp
+                    .error
+                    .clone()
+                    .unwrap_or_else(|| "it survived".to_owned())
+            },
+        );
+        if let Some(least) = expect.tcp_lives_ms {
+            checks.that(
+                format!("the TCP stream of flow {what} outlives the pause by {least} ms"),
+                flow.tcp.survived || flow.tcp_lived_ms.is_some_and(|lived| lived >= least),
+                || format!("{:?} ms", flow.tcp_lived_ms),
+            );
+        }
+        let (to_vm, from_vm) = (&flow.to_vm, &flow.from_vm);
+        let lost = |way| format!("packets of flow {what} lost {way} it");
+        checks.at_most(lost("towards"), to_vm.lost, expect.to_vm_max_lost);
+        checks.at_most(lost("from"), from_vm.lost, expect.from_vm_max_lost);
+        checks.at_most(
+            format!("packets of flow {what} that arrived twice"),
+            to_vm.duplicated + from_vm.duplicated,
+            expect.max_duplicated,
+        );
+        arrived(checks, &what, "towards", to_vm);
+        arrived(checks, &what, "from", from_vm);
+        if flow.opened_by == Opener::Vm {
+            checks.that(
+                format!("the peer of flow {what} can tell where it comes from"),
+                !flow.heard_from.is_empty(),
+                || "nothing came".to_owned(),
+            );
+        }
+    }
+}
+
+/// Where the peer of a flow that the VM opens heard it from: the `translated` addresses of gateways,
+/// in this order, or with none of them only the VM's `own`.
+///
+/// Among the gateways' addresses the VM's own may appear. A gateway that meets a connection first in
+/// the direction towards the VM takes what the VM sends for the reply, which it does not translate.
+pub(super) fn heard_from(checks: &mut Checks, flow: &Flow, translated: &[IpAddr], own: IpAddr) {
+    let due = if translated.is_empty() {
+        &[own][..]
+    } else {
+        translated
+    };
+    let others = flow
+        .heard_from
+        .iter()
+        .filter(|heard| translated.is_empty() || **heard != own);
+    checks.that(
+        format!("flow {} is heard from {due:?}, in this order", flow.name),
+        others.eq(due),
+        || format!("{:?}", flow.heard_from),
+    );
+}
+
+/// What must not pass has been tried, would have been seen, and has not passed.
+pub(super) fn forbidden(checks: &mut Checks, vm: &str, flows: &[Forbidden]) {
+    for flow in flows {
+        let (tried, proof) = (flow.tried, flow.proof);
+        checks.that(
+            format!("flow {} to {vm} is seen to pass while it may", flow.name),
+            proof.reached > proof.sent / 2 && proof.sent > 0 && proof.answered > 0,
+            || format!("{proof:?}"),
+        );
+        checks.that(
+            format!("flow {} to {vm} is tried", flow.name),
+            tried.sent > 0 && tried.attempted > 0,
+            || format!("{tried:?}"),
+        );
+        checks.that(
+            format!(
+                "not one of {} packets and {} connections of flow {} reaches {vm}",
+                tried.sent, tried.attempted, flow.name
+            ),
+            tried.reached == 0 && tried.answered == 0,
+            || {
+                format!(
+                    "{} reached it, {} were answered",
+                    tried.reached, tried.answered
+                )
+            },
+        );
+    }
 }
 
 /// A measurement in which nothing arrives proves nothing.
