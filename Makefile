@@ -13,17 +13,18 @@ SIZES ?= 100,1000,10000
 GUEST_TARGET := x86_64-unknown-linux-gnu
 SCENARIOS := $(TARGET)/release/scenarios
 PROBE := $(TARGET)/guest/$(GUEST_TARGET)/release/dataplane-probe
-SCENARIO_FILES := $(sort $(wildcard scenarios/files/*.yaml))
+# With OVN 23.03, which has no gateway of its own for guests: in bookworm's image.
+OLD_SUITE := bookworm
+OLD_SCENARIO_FILES := scenarios/files/routed-bookworm.yaml
+SCENARIO_FILES := $(filter-out $(OLD_SCENARIO_FILES),$(sort $(wildcard scenarios/files/*.yaml)))
 comma := ,
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
 .PHONY: root help demo test test-fast test-lab test-scenarios bench-flip lint tools build packages image kubernetes ovs-bin lab-up lab-down bench-arp-proxy fuzz-arp-proxy clean
 
 help: ## List the targets
-	@echo "make demo      a real migration, end to end, with a table of what its peers saw (root)"
+	@echo "make demo      two real migrations, end to end, with tables of what their peers saw (root)"
 	@echo "make test      every test: unit, property, real servers, real migrations (root)"
-	@echo
-	@echo "make bench-flip  how long a flip takes with 100 to 10,000 VMs: table, plot, JSON (root, 10 minutes)"
 	@echo
 	@echo "make test-fast unit, property and real-server tests only"
 	@echo "make lint      formatting and lints, as errors"
@@ -31,16 +32,19 @@ help: ## List the targets
 	@echo "make lab-down  remove it (root)"
 	@echo "make tools     what the others need: the lab's Debian image, kube-apiserver, OVS tools"
 	@echo "make build     the release binaries and the guest's static probe"
+	@echo
+	@echo "make bench-flip       how long a flip takes with 100 to 10,000 VMs: table, plot, JSON (root, 10 minutes)"
 	@echo "make bench-arp-proxy  how many questions a second arp-proxy answers on one core, and how fast (root)"
 	@echo "make fuzz-arp-proxy   feed it what no station sends, for FUZZ_SECONDS (600)"
+	@echo
 	@echo "make clean     remove what was built and the lab; the cache in $(CACHE) stays"
 	@echo
 	@echo "Each does its own set-up, is safe to run twice, and can be interrupted."
 	@echo "The first run takes minutes: it builds an image and a Kubernetes server, once per machine."
 
-demo: root tools build ## One real migration
-	$(call say,Migrating a real guest)
-	@$(SCENARIOS) run --name demo --suite $(SUITE) --out out/demo scenarios/files/one-migration.yaml
+demo: root tools build ## A real migration in each topology
+	$(call say,Migrating a real guest on a switch that spans the nodes$(comma) and a routed one)
+	@$(SCENARIOS) run --name demo --suite $(SUITE) --out out/demo scenarios/files/one-migration.yaml scenarios/files/routed-migration.yaml
 
 # One after the other whatever -j says: timings and labs must not share the machine.
 test: root tools build ## Everything
@@ -60,6 +64,8 @@ test-lab: tools build
 test-scenarios: tools build
 	$(call say,Real migrations: $(words $(SCENARIO_FILES)) scenarios)
 	@$(SCENARIOS) run --name test --suite $(SUITE) --out out/test $(SCENARIO_FILES)
+	$(call say,The same over $(OLD_SUITE)'s OVN: $(words $(OLD_SCENARIO_FILES)) scenario)
+	@$(SCENARIOS) run --name test --suite $(OLD_SUITE) --out out/test-$(OLD_SUITE) $(OLD_SCENARIO_FILES)
 
 bench-flip: root image ## A flip's time by number of VMs, on a quiet machine
 	$(call say,Timing flips with $(SIZES) VMs)
@@ -92,12 +98,13 @@ kubernetes:
 ovs-bin: image
 	@tools/ovs-bin.sh "$$($(SCENARIOS) lab image --suite $(SUITE) --print)" $(CACHE)/ovs-bin
 
-build: $(SCENARIOS) $(TARGET)/release/migration-controller $(PROBE)
+BINARIES := $(SCENARIOS) $(TARGET)/release/migration-controller $(TARGET)/release/arp-proxy
+build: $(BINARIES) $(PROBE)
 
 # Cargo knows best what is up to date.
-.PHONY: $(SCENARIOS) $(TARGET)/release/migration-controller $(PROBE)
-$(SCENARIOS) $(TARGET)/release/migration-controller &:
-	@cargo build --release -p scenarios -p migration-controller
+.PHONY: $(BINARIES) $(PROBE)
+$(BINARIES) &:
+	@cargo build --release -p scenarios -p migration-controller -p arp-proxy
 
 # A target directory of its own: other flags would make Cargo rebuild everything at every switch.
 $(PROBE):
