@@ -70,11 +70,17 @@ struct Measured {
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    // What others do on the two cores shows in the figures, and is no fault of the proxy's.
+    let load = fs::read_to_string("/proc/loadavg")
+        .unwrap()
+        .trim()
+        .to_owned();
     let runs: Vec<Measured> = [Kind::Arp, Kind::Neighbour]
         .into_iter()
         .map(|kind| measure(&options, kind))
         .collect();
     println!("{}", table(&runs));
+    println!("load of the machine before: {load}");
     println!(
         "{} questions a second from {} sources for {} s each; the proxy on core {} alone; latency from the intended sending",
         options.rate, options.sources, options.seconds, CORES[0]
@@ -83,7 +89,7 @@ fn main() -> ExitCode {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).unwrap();
         }
-        let text = serde_json::to_string_pretty(&results(&options, &runs)).unwrap();
+        let text = serde_json::to_string_pretty(&results(&options, &runs, &load)).unwrap();
         fs::write(path, text + "\n").unwrap();
         println!("written to {}", path.display());
     }
@@ -199,7 +205,7 @@ fn table(runs: &[Measured]) -> Table {
     table
 }
 
-fn results(options: &Options, runs: &[Measured]) -> Value {
+fn results(options: &Options, runs: &[Measured], load: &str) -> Value {
     let runs: Vec<Value> = runs
         .iter()
         .map(|run| {
@@ -226,6 +232,7 @@ fn results(options: &Options, runs: &[Measured]) -> Value {
         "seconds": options.seconds,
         "sources": options.sources,
         "proxy_cores": 1,
+        "load_before": load,
         "runs": runs,
     })
 }
