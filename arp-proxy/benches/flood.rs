@@ -24,7 +24,7 @@ use clap::Parser;
 use comfy_table::{ContentArrangement, Table};
 use hdrhistogram::Histogram;
 use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use ask::{Flood, Kind, Outcome};
@@ -32,6 +32,8 @@ use support::{Lab, Running};
 
 /// The proxy's, and the other, which asks and listens.
 const CORES: [usize; 2] = [0, 1];
+/// Waiting for its core more than this, the proxy shared it with something heavy.
+const SHARED_PERCENT: f64 = 2.0;
 const METRICS: [(&str, &str); 3] = [
     ("dropped", "arp_proxy_frames_dropped_total"),
     ("not_sent", "arp_proxy_send_failures_total"),
@@ -50,6 +52,10 @@ struct Options {
     /// Stations that ask
     #[arg(long, default_value_t = 1000)]
     sources: u32,
+    /// Let other processes have the proxy's core too; otherwise it goes before them (SCHED_FIFO), so that the core is
+    /// its own on a machine that does other things
+    #[arg(long)]
+    share_core: bool,
     /// Where to write the results as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -65,27 +71,46 @@ struct Measured {
     latency_ns: Histogram<u64>,
     /// Of one core, as the kernel accounts it.
     cpu_percent: f64,
+    /// Of the time, ready to run while others had the core.
+    waited_percent: f64,
     metrics: Vec<(&'static str, u64)>,
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    // What others do on the two cores shows in the figures, and is no fault of the proxy's.
+    let load = fs::read_to_string("/proc/loadavg")
+        .unwrap()
+        .trim()
+        .to_owned();
     let runs: Vec<Measured> = [Kind::Arp, Kind::Neighbour]
         .into_iter()
         .map(|kind| measure(&options, kind))
         .collect();
     println!("{}", table(&runs));
+    println!("load of the machine before: {load}");
     println!(
-        "{} questions a second from {} sources for {} s each; the proxy on core {} alone; latency from the intended sending",
-        options.rate, options.sources, options.seconds, CORES[0]
+        "{} questions a second from {} sources for {} s each; the proxy on core {}{}; latency from the intended sending",
+        options.rate,
+        options.sources,
+        options.seconds,
+        CORES[0],
+        if options.share_core {
+            ", shared"
+        } else {
+            ", its own"
+        },
     );
     if let Some(path) = &options.json {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).unwrap();
         }
-        let text = serde_json::to_string_pretty(&results(&options, &runs)).unwrap();
+        let text = serde_json::to_string_pretty(&results(&options, &runs, &load)).unwrap();
         fs::write(path, text + "\n").unwrap();
         println!("written to {}", path.display());
+    }
+    if runs.iter().any(|run| run.waited_percent > SHARED_PERCENT) {
+        println!("the proxy had to wait for its core: others had it");
     }
     let lost: u64 = runs.iter().map(|run| run.outcome.lost()).sum();
     if lost == 0 {
@@ -99,9 +124,12 @@ fn main() -> ExitCode {
 /// A link, a proxy and a flood of their own for each kind, so that neither is warmed or worn by the other.
 fn measure(options: &Options, kind: Kind) -> Measured {
     let lab = Lab::linked();
+    // What a thread starts inherits its core and its priority.
     pin(CORES[0]);
+    ask::go_first(!options.share_core);
     // Its limits are the default ones.
     let proxy = lab.start(&["--interface", "tap0"], &["tap0"]);
+    ask::go_first(false);
     pin(CORES[1]);
     let flood = Flood {
         kind,
@@ -109,16 +137,18 @@ fn measure(options: &Options, kind: Kind) -> Measured {
         count: options.rate * options.seconds,
         sources: options.sources,
     };
-    let before = cpu_seconds(&proxy);
+    let before = core_ns(&proxy);
     let outcome = flood.run(&lab.guest, "eth0");
-    let busy = cpu_seconds(&proxy) - before;
+    let after = core_ns(&proxy);
+    let percent = |from: u64, to: u64| micros(to - from) / 10_000.0 / outcome.seconds;
     let mut latency_ns = Histogram::new(3).unwrap();
     for latency in outcome.latencies() {
         latency_ns.record(latency).unwrap();
     }
     Measured {
         kind,
-        cpu_percent: busy / outcome.seconds * 100.0,
+        cpu_percent: percent(before.0, after.0),
+        waited_percent: percent(before.1, after.1),
         latency_ns,
         metrics: METRICS
             .map(|(name, metric)| (name, total(&proxy, metric)))
@@ -144,18 +174,12 @@ fn total(proxy: &Running, metric: &str) -> u64 {
     values.sum()
 }
 
-/// User and system time so far.
-fn cpu_seconds(proxy: &Running) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", proxy.pid())).unwrap();
-    // Behind the name, which may contain anything: utime and stime are the 14th and 15th fields (proc(5)).
-    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
-    let ticks: u32 = fields
-        .skip(11)
-        .take(2)
-        .map(|field| field.parse::<u32>().unwrap())
-        .sum();
-    let per_second = sysconf(SysconfVar::CLK_TCK).unwrap().unwrap();
-    f64::from(ticks) / f64::from(i32::try_from(per_second).unwrap())
+/// How long it has had a core so far, and how long it has waited for one, ready to run (`schedstat`; the kernel's
+/// sched-stats documentation).
+fn core_ns(proxy: &Running) -> (u64, u64) {
+    let stat = fs::read_to_string(format!("/proc/{}/schedstat", proxy.pid())).unwrap();
+    let mut fields = stat.split_whitespace().map(|field| field.parse().unwrap());
+    (fields.next().unwrap(), fields.next().unwrap())
 }
 
 #[expect(
@@ -180,6 +204,7 @@ fn table(runs: &[Measured]) -> Table {
         "max µs",
         "sender late max µs",
         "CPU %",
+        "waited for the core %",
     ]);
     for run in runs {
         let quantile = |q| format!("{:.0}", micros(run.latency_ns.value_at_quantile(q)));
@@ -194,12 +219,13 @@ fn table(runs: &[Measured]) -> Table {
             format!("{:.0}", micros(run.latency_ns.max())),
             format!("{:.0}", micros(run.outcome.late_ns)),
             format!("{:.1}", run.cpu_percent),
+            format!("{:.1}", run.waited_percent),
         ]);
     }
     table
 }
 
-fn results(options: &Options, runs: &[Measured]) -> Value {
+fn results(options: &Options, runs: &[Measured], load: &str) -> Value {
     let runs: Vec<Value> = runs
         .iter()
         .map(|run| {
@@ -216,6 +242,7 @@ fn results(options: &Options, runs: &[Measured]) -> Value {
                 },
                 "sender_late_max_us": micros(run.outcome.late_ns),
                 "proxy_cpu_percent": run.cpu_percent,
+                "proxy_waited_percent": run.waited_percent,
                 "proxy": run.metrics.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect::<serde_json::Map<_, _>>(),
             })
         })
@@ -226,6 +253,8 @@ fn results(options: &Options, runs: &[Measured]) -> Value {
         "seconds": options.seconds,
         "sources": options.sources,
         "proxy_cores": 1,
+        "proxy_core_shared": options.share_core,
+        "load_before": load,
         "runs": runs,
     })
 }

@@ -242,12 +242,22 @@ fn open(interface: &str) -> Socket {
 /// Timers of ordinary threads may be 50 µs late to be coalesced, half a period; and the sender is the measure, so it
 /// goes before whatever else wants its core.
 fn be_prompt() {
-    let parameters = libc::sched_param { sched_priority: 1 };
-    // SAFETY: plain integers; 0 is the calling thread; `parameters` outlives the call.
-    unsafe {
-        libc::prctl(libc::PR_SET_TIMERSLACK, 1_u64);
-        libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters);
-    }
+    // SAFETY: plain integers.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_u64) };
+    go_first(true);
+}
+
+/// Gives this thread, and what it starts, real-time priority, or takes it away.
+pub(crate) fn go_first(first: bool) {
+    let (policy, sched_priority) = if first {
+        (libc::SCHED_FIFO, 1)
+    } else {
+        (libc::SCHED_OTHER, 0)
+    };
+    let parameters = libc::sched_param { sched_priority };
+    // SAFETY: 0 is the calling thread; `parameters` outlives the call.
+    let set = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+    assert_eq!(set, 0, "real-time priority takes CAP_SYS_NICE");
 }
 
 fn sleep_until(due_ns: u64) {
