@@ -44,6 +44,9 @@ impl From<&probe::Direction> for Direction {
 pub struct Tcp {
     /// It was never broken, and everything sent came back.
     pub survived: bool,
+    /// What broke it, in the probe's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// The longest time without data, less one period.
     pub longest_stall_ms: f64,
     /// Segments retransmitted, both directions.
@@ -61,6 +64,7 @@ impl From<&probe::Tcp> for Tcp {
     fn from(measured: &probe::Tcp) -> Self {
         Self {
             survived: measured.survived,
+            error: measured.error.clone(),
             longest_stall_ms: measured.longest_stall_ms,
             retransmits: measured.retransmits,
         }

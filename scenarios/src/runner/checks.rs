@@ -98,7 +98,10 @@ pub(super) fn expectations(checks: &mut Checks, migration: &Migration, expect: &
     checks.that(
         format!("the TCP stream of {vm} survives"),
         migration.tcp.survived == expect.tcp_survives,
-        || format!("survived: {}", migration.tcp.survived),
+        || match &migration.tcp.error {
+            Some(error) => format!("it broke: {error}"),
+            None => "it did".to_owned(),
+        },
     );
     let (to_vm, from_vm) = (&migration.to_vm, &migration.from_vm);
     checks.at_most(
