@@ -1,12 +1,14 @@
 //! What can be said on the command line.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use dataplane_probe::report::Thresholds;
-use dataplane_probe::run::Config;
+use dataplane_probe::run::{Callee, Config};
 use dataplane_probe::watch::Mac;
 
 const PORT: u16 = 7000;
@@ -54,6 +56,9 @@ pub(crate) struct ReflectArguments {
     /// Try for real-time priority, for a machine that is busy with other things
     #[arg(long)]
     pub(crate) realtime: bool,
+    /// Call whom a client tells it to (`run --called-at`): everybody who reaches the port may make it send anywhere
+    #[arg(long)]
+    pub(crate) may_call: bool,
 }
 
 #[derive(Debug, Args)]
@@ -61,6 +66,10 @@ pub(crate) struct RunArguments {
     /// Where the reflector is: ADDRESS, ADDRESS:PORT, [ADDRESS]:PORT or a name
     #[arg(long, value_name = "ADDRESS", value_parser = target, env = "DATAPLANE_PROBE_TARGET")]
     target: SocketAddr,
+    /// Have the reflector call this address of this machine, with ADDRESS:0 at a port that the system chooses: packets,
+    /// stream and connections come from it then, as they must where a NAT is in between
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    called_at: Option<SocketAddr>,
     /// Packets a second, each direction, up to 10000
     #[arg(long, default_value_t = 1000, value_name = "HZ")]
     rate: u32,
@@ -169,6 +178,9 @@ pub(crate) struct WatchArguments {
     /// Only frames from this source address [default: from any]
     #[arg(long)]
     pub(crate) mac: Option<Mac>,
+    /// Only UDP and TCP to this port, every packet of it
+    #[arg(long, conflicts_with = "mac")]
+    pub(crate) port: Option<u16>,
     /// Print lines of JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -184,8 +196,10 @@ pub(crate) struct WatchArguments {
 }
 
 impl RunArguments {
-    pub(crate) fn config(&self) -> Config {
-        Config {
+    pub(crate) fn config(&self) -> io::Result<Config> {
+        let called_at = self.called_at.map(Callee::bind).transpose()?;
+        Ok(Config {
+            called_at: called_at.map(Arc::new),
             rate_hz: self.rate,
             packet_bytes: self.packet_bytes,
             duration: self.duration,
@@ -200,7 +214,7 @@ impl RunArguments {
             realtime: !self.no_realtime,
             events: self.output.events.clone(),
             ..Config::new(self.target)
-        }
+        })
     }
 
     pub(crate) fn thresholds(&self) -> Thresholds {

@@ -62,6 +62,7 @@ async fn reflect(arguments: ReflectArguments) -> Result<ExitCode> {
         bind: arguments.bind,
         port: arguments.port,
         realtime: arguments.realtime,
+        may_call: arguments.may_call,
     };
     let reflector = reflect::Reflector::start(&config)?;
     let addresses: Vec<String> = reflector
@@ -76,7 +77,9 @@ async fn reflect(arguments: ReflectArguments) -> Result<ExitCode> {
 
 async fn run(arguments: RunArguments) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
-    let config = arguments.config();
+    let config = arguments
+        .config()
+        .context("cannot listen where --called-at says")?;
     let target = config.target;
     let starting = spawn_blocking(move || Probe::start(config));
     let probe = tokio::select! {
@@ -175,6 +178,7 @@ async fn watch(arguments: WatchArguments) -> Result<ExitCode> {
     let config = watch::Config {
         interface: arguments.interface,
         mac: arguments.mac,
+        port: arguments.port,
         all: arguments.all,
     };
     let watcher = Watcher::open(&config)?;

@@ -3,6 +3,8 @@
 //! A connection per request, so that nothing depends on one surviving; and every request can be repeated, so that the
 //! client may simply try again.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::gaps::Interval;
@@ -26,6 +28,17 @@ pub enum Request {
         /// UDP payload of the reflector's packets.
         packet_bytes: usize,
     },
+    /// Call the client instead of being called: greet it from the reflector's own UDP port, and open the stream, once.
+    Call {
+        /// Which.
+        session: u64,
+        /// An address of the client's.
+        to: SocketAddr,
+        /// Open the stream.
+        stream: bool,
+        /// Once it sends, also open new connections.
+        connections: Option<Connections>,
+    },
     /// Begin to send.
     Start {
         /// Which.
@@ -43,6 +56,15 @@ pub enum Request {
         /// Which.
         session: u64,
     },
+}
+
+/// New connections that the reflector is to open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Time between two.
+    pub every_ns: u64,
+    /// After this, one that was not answered has failed.
+    pub timeout_ns: u64,
 }
 
 /// From the reflector.
@@ -93,4 +115,25 @@ pub struct Finished {
     pub unlogged_gap_ns: u64,
     /// Segments retransmitted on the stream so far; none if there was no stream.
     pub stream_retransmits: Option<u64>,
+    /// The new connections it opened; none if it was to open none.
+    pub connections: Option<Attempts>,
+}
+
+/// New connections that the reflector opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempts {
+    /// Connections attempted.
+    pub attempted: u64,
+    /// Those of which it is not known yet how they end.
+    pub pending: u64,
+    /// Not answered in time.
+    pub timed_out: u64,
+    /// Refused.
+    pub refused: u64,
+    /// Connected, then broken.
+    pub reset: u64,
+    /// Failed for any other reason.
+    pub other: u64,
+    /// An example of a failure.
+    pub error: Option<String>,
 }

@@ -5,7 +5,7 @@
 //! parser that keeps 64-bit integers.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,25 @@ pub struct Report {
     pub new_connections: Option<NewConnections>,
     /// Packets that came to the client's socket and belong to no session of its own: old or stray ones.
     pub foreign: u64,
+    /// Where the reflector called: the addresses that it was heard from, in the order they appeared. Behind a NAT they
+    /// are the NAT's.
+    #[serde(default)]
+    pub callers: Vec<Caller>,
+}
+
+/// An address that the reflector called from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caller {
+    /// The address.
+    pub address: IpAddr,
+    /// The first time of day at which it was heard from.
+    pub first_ns: u64,
+    /// The last.
+    pub last_ns: u64,
+    /// Packets from there, duplicates included.
+    pub packets: u64,
+    /// Connections from there that were answered, the stream included.
+    pub connections: u64,
 }
 
 /// Address family of a run.
@@ -423,6 +442,7 @@ pub(crate) mod tests {
                 ..NewConnections::default()
             }),
             foreign: 0,
+            callers: Vec::new(),
         }
     }
 

@@ -27,6 +27,13 @@ pub fn render(report: &Report) -> String {
     if let Some(trip) = &report.round_trip {
         let _ = writeln!(text, "round trip       {}", latency(trip));
     }
+    for caller in &report.callers {
+        let _ = writeln!(
+            text,
+            "called from      {}: {} packets, {} connections",
+            caller.address, caller.packets, caller.connections
+        );
+    }
     if report.foreign > 0 {
         let _ = writeln!(text, "foreign packets  {}", report.foreign);
     }

@@ -5,9 +5,11 @@
 //! possible on each packet.
 //!
 //! # Guarantees
-//! - Nothing is sent to anybody who has not opened a session over TCP, so a forged source address gains nothing.
+//! - Nothing is sent to anybody who has not opened a session over TCP, so a forged source address gains nothing;
+//!   unless it [may call](Config::may_call), and then it is a client over TCP who names the address.
 //! - At most [`MAX_SESSIONS`] sessions; one that is silent for [`IDLE`] is forgotten.
 
+mod call;
 mod session;
 mod tcp;
 mod udp;
@@ -46,6 +48,8 @@ pub struct Config {
     pub port: u16,
     /// Try for real-time priority. Where other things in the machine matter more than the probe, better not.
     pub realtime: bool,
+    /// Call whom a client tells it to. Off, unless everybody who reaches the port may make it send anywhere.
+    pub may_call: bool,
 }
 
 /// Why the reflector cannot serve.
@@ -106,6 +110,7 @@ impl Reflector {
                     .spawn(move || udp::serve(&socket, &sessions, realtime, &stop))?,
             );
         }
+        let may_call = config.may_call;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -113,7 +118,7 @@ impl Reflector {
             thread::Builder::new()
                 .name("probe-tcp".into())
                 .spawn(move || {
-                    runtime.block_on(tcp::serve(listeners, sessions, sockets, stopped));
+                    runtime.block_on(tcp::serve(listeners, sessions, sockets, may_call, stopped));
                 })?,
         );
         Ok(Self {

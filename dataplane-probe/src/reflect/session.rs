@@ -11,7 +11,7 @@ use socket2::SockAddr;
 
 use super::{IDLE, MAX_SESSIONS, lock};
 use crate::clock::{MILLISECOND, monotonic_ns, nanos};
-use crate::control::Finished;
+use crate::control::{Attempts, Connections, Finished};
 use crate::gaps::Arrivals;
 use crate::ledger::{Arrival, Ledger};
 use crate::pace::{LatenessLog, Schedule, micros_u32};
@@ -70,6 +70,18 @@ struct State {
     overflow: u32,
     sender: Sender,
     stream_retransmits: Option<u64>,
+    /// Whom it calls, if it does.
+    call: Option<Call>,
+}
+
+/// What the machine itself opens.
+#[derive(Debug)]
+struct Call {
+    to: SocketAddr,
+    /// The stream was dialled.
+    dialled: bool,
+    connections: Option<Connections>,
+    attempts: Option<Attempts>,
 }
 
 #[derive(Debug)]
@@ -212,15 +224,7 @@ impl Session {
         match body {
             Body::Hello => {
                 drop(state);
-                let mut bytes = [0; MIN_PACKET];
-                Packet {
-                    session: self.id,
-                    body: Body::Welcome,
-                }
-                .encode(&mut bytes);
-                if let Err(error) = self.send(&bytes, &from.into()) {
-                    tracing::warn!(%from, %error, "cannot answer");
-                }
+                self.welcome(from);
             }
             Body::ToVm(data) => state.arrived(data.sequence, at_ns),
             Body::Welcome | Body::FromVm(..) => {}
@@ -284,6 +288,78 @@ impl Session {
             gaps: longest.kept(),
             unlogged_gap_ns: longest.unkept_bound_ns(),
             stream_retransmits: state.stream_retransmits,
+            connections: state.call.as_ref().and_then(|call| call.attempts.clone()),
+        }
+    }
+
+    /// Begins to call: greets `to`. True if the stream is still to be dialled, which is then taken for done.
+    pub(super) fn call(
+        &self,
+        to: SocketAddr,
+        stream: bool,
+        connections: Option<Connections>,
+    ) -> Result<bool, String> {
+        if to.is_ipv4() != self.source.is_ipv4() {
+            return Err(format!(
+                "{to} cannot be called from {}: another address family",
+                self.source
+            ));
+        }
+        let mut state = lock(&self.state);
+        state.touched_ns = monotonic_ns();
+        state.peer.get_or_insert(to);
+        let call = state.call.get_or_insert(Call {
+            to,
+            dialled: false,
+            connections,
+            attempts: None,
+        });
+        let dial = stream && !std::mem::replace(&mut call.dialled, true);
+        drop(state);
+        self.welcome(to);
+        Ok(dial)
+    }
+
+    /// Whom to open connections to, and how often; none if there is nobody, or it was asked before.
+    pub(super) fn take_connections(&self) -> Option<(SocketAddr, Connections)> {
+        let mut state = lock(&self.state);
+        let call = state.call.as_mut()?;
+        let connections = call.connections.take()?;
+        call.attempts = Some(Attempts::default());
+        Some((call.to, connections))
+    }
+
+    /// Changes the account of the connections opened.
+    pub(super) fn attempts(&self, change: impl FnOnce(&mut Attempts)) {
+        let mut state = lock(&self.state);
+        if let Some(attempts) = state.call.as_mut().and_then(|call| call.attempts.as_mut()) {
+            change(attempts);
+        }
+    }
+
+    /// Whether it will never send again.
+    pub(super) fn is_stopped(&self) -> bool {
+        lock(&self.state).sender.stopped
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The address that the client knows this machine by.
+    pub(super) fn source(&self) -> IpAddr {
+        self.source
+    }
+
+    fn welcome(&self, to: SocketAddr) {
+        let mut bytes = [0; MIN_PACKET];
+        Packet {
+            session: self.id,
+            body: Body::Welcome,
+        }
+        .encode(&mut bytes);
+        if let Err(error) = self.send(&bytes, &to.into()) {
+            tracing::warn!(%to, %error, "cannot answer");
         }
     }
 
@@ -386,6 +462,7 @@ impl State {
             overflow: 0,
             sender,
             stream_retransmits: None,
+            call: None,
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
+use super::call;
 use super::session::{Session, Sessions, Sockets};
 use crate::control::{MAX_REQUEST, Request, Response};
 use crate::sys::total_retransmits;
@@ -29,17 +30,20 @@ const EXPIRE: Duration = Duration::from_secs(10);
 struct Shared {
     sessions: Arc<Sessions>,
     sockets: Sockets,
+    may_call: bool,
 }
 
 pub(super) async fn serve(
     listeners: Vec<StdListener>,
     sessions: Arc<Sessions>,
     sockets: Sockets,
+    may_call: bool,
     mut stopped: watch::Receiver<bool>,
 ) {
     let shared = Shared {
         sessions: Arc::clone(&sessions),
         sockets,
+        may_call,
     };
     let mut tasks = JoinSet::new();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -110,7 +114,8 @@ async fn handle(mut connection: TcpStream, shared: &Shared) -> std::io::Result<(
     }
 }
 
-async fn echo(mut connection: TcpStream, session: &Session) -> std::io::Result<()> {
+/// Sends everything back until the other side closes.
+pub(super) async fn echo(mut connection: TcpStream, session: &Session) -> std::io::Result<()> {
     let mut buffer = vec![0; 4096];
     let mut look = interval(READ_TCP_INFO);
     loop {
@@ -171,8 +176,24 @@ fn answer(request: &Request, local: IpAddr, shared: &Shared) -> Result<Response,
                 .open(session, period_ns, packet_bytes, local, &shared.sockets)?;
             Ok(Response::Done)
         }
+        Request::Call {
+            session,
+            to,
+            stream,
+            connections,
+        } => {
+            if !shared.may_call {
+                return Err(
+                    "it calls nobody; start it as `dataplane-probe reflect --may-call`".to_owned(),
+                );
+            }
+            call::begin(&find(session)?, to, stream, connections)?;
+            Ok(Response::Done)
+        }
         Request::Start { session } => {
-            shared.sessions.start(&*find(session)?)?;
+            let session = find(session)?;
+            shared.sessions.start(&session)?;
+            call::open_connections(&session);
             Ok(Response::Done)
         }
         Request::Finish {

@@ -1,17 +1,19 @@
 //! From what the threads saw to the report.
 
+use std::net::IpAddr;
+
 use hdrhistogram::Histogram;
 
 use super::events::{Event, Events};
 use super::receive::{Jump, State};
-use super::{Account, CLOCK_STEP_NS, Collected, Histograms, connections, stream};
+use super::{Account, CLOCK_STEP_NS, Collected, Heard, Histograms, connections, stream};
 use crate::clock::{MICROSECOND, millis, nanos};
 use crate::gaps::{Interval, Longest};
 use crate::ledger::{Run, Summary};
 use crate::pace::LatenessLog;
 use crate::remote::{RemoteArrivals, Snapshot};
 use crate::report::{
-    Direction, Family, Gap, Latency, Lateness, LossRun, NewConnections, Report, SCHEMA, Tcp,
+    Caller, Direction, Family, Gap, Latency, Lateness, LossRun, NewConnections, Report, SCHEMA, Tcp,
 };
 
 /// What both directions have, before it takes the report's form.
@@ -62,8 +64,12 @@ pub(super) fn assemble(mut collected: Collected, events: &Events) -> (Report, Hi
         from_vm,
         round_trip: latency(&collected.received.round_trip),
         tcp,
-        new_connections: collected.tcp.connections.as_ref().map(new_connections),
+        new_connections: match &collected.config.called_at {
+            None => collected.tcp.connections.as_ref().map(new_connections),
+            Some(_) => called_connections(&collected),
+        },
         foreign: collected.received.foreign,
+        callers: collected.callers.iter().map(caller).collect(),
     };
     report.reasons = reasons(&report, &collected);
     report.valid = report.reasons.is_empty();
@@ -380,6 +386,39 @@ fn new_connections(connections: &connections::Outcome) -> NewConnections {
         last_failure_ns: connections.failures_ns.map(|(_, last)| last),
         error: connections.error.clone(),
         latency: latency(&connections.latency),
+    }
+}
+
+/// As the reflector tells; nothing where it could not be asked.
+fn called_connections(collected: &Collected) -> Option<NewConnections> {
+    let finished = &collected.account.as_ref().ok()?.finished;
+    let attempts = finished.connections.as_ref()?;
+    Some(NewConnections {
+        attempted: attempts.attempted,
+        // What was still open when the account was made has waited for the whole drain.
+        failed: attempts.pending
+            + attempts.timed_out
+            + attempts.refused
+            + attempts.reset
+            + attempts.other,
+        interval_ms: millis(nanos(collected.config.connect_every?)),
+        timeout_ms: millis(nanos(collected.config.connect_timeout)),
+        timed_out: attempts.pending + attempts.timed_out,
+        refused: attempts.refused,
+        reset: attempts.reset,
+        other: attempts.other,
+        error: attempts.error.clone(),
+        ..NewConnections::default()
+    })
+}
+
+fn caller(&(address, heard): &(IpAddr, Heard)) -> Caller {
+    Caller {
+        address,
+        first_ns: heard.first_ns,
+        last_ns: heard.last_ns,
+        packets: heard.packets,
+        connections: heard.connections,
     }
 }
 

@@ -3,10 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
+use super::Callee;
 use crate::pace::period_ns;
 use crate::wire::{MAX_PACKET, MIN_PACKET};
 
@@ -18,6 +20,10 @@ pub const MAX_RATE_HZ: u32 = 10_000;
 pub struct Config {
     /// The reflector.
     pub target: SocketAddr,
+    /// Have the reflector call there: its packets, the stream and the new connections come from the machine then, as
+    /// they must where a NAT is in between. Only the session is controlled over connections to `target`. The reflector
+    /// has to be [allowed to](crate::reflect::Config::may_call).
+    pub called_at: Option<Arc<Callee>>,
     /// Packets a second, each direction, 1 to [`MAX_RATE_HZ`].
     pub rate_hz: u32,
     /// UDP payload of a packet, [`MIN_PACKET`] to [`MAX_PACKET`].
@@ -77,6 +83,21 @@ pub enum Error {
         /// For how long it was tried.
         waited: Duration,
     },
+    /// The reflector was told to call, and nothing came.
+    #[error(
+        "the reflector at {target} was told to call {at}, but no {what} came within {:.1} s; check that a route leads \
+         there from its machine and that what comes there is let through", waited.as_secs_f64()
+    )]
+    NotCalled {
+        /// The reflector.
+        target: SocketAddr,
+        /// Where it should have called.
+        at: SocketAddr,
+        /// What was missing.
+        what: &'static str,
+        /// For how long it was waited.
+        waited: Duration,
+    },
     /// The reflector does not want to.
     #[error("the reflector at {target} refuses: {reason}")]
     Refused {
@@ -108,6 +129,7 @@ impl Config {
     pub fn new(target: SocketAddr) -> Self {
         Self {
             target,
+            called_at: None,
             rate_hz: 1000,
             packet_bytes: 128,
             duration: None,
@@ -141,6 +163,15 @@ impl Config {
         if self.target.port() == 0 || self.target.ip().is_unspecified() {
             return complain(format!(
                 "{} is not an address that can be reached",
+                self.target
+            ));
+        }
+        let called_at = self.called_at.as_ref().map(|callee| callee.address());
+        if let Some(at) = called_at
+            && (at.ip().is_unspecified() || at.is_ipv4() != self.target.is_ipv4())
+        {
+            return complain(format!(
+                "a reflector at {} cannot be told to call {at}",
                 self.target
             ));
         }

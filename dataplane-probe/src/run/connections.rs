@@ -38,7 +38,8 @@ struct Attempt {
     result: Result<(), Failure>,
 }
 
-enum Failure {
+/// Why one failed.
+pub(crate) enum Failure {
     TimedOut,
     Refused(io::Error),
     Reset(io::Error),
@@ -101,7 +102,8 @@ async fn attempt(
     due_ns: u64,
     timeout: Duration,
 ) -> Attempt {
-    let result = timeout_at(due + timeout, greet(target, session))
+    let greeted = async { greet(TcpStream::connect(target).await?, session).await };
+    let result = timeout_at(due + timeout, greeted)
         .await
         .unwrap_or(Err(Failure::TimedOut));
     Attempt {
@@ -111,14 +113,8 @@ async fn attempt(
     }
 }
 
-async fn greet(target: SocketAddr, session: u64) -> Result<(), Failure> {
-    let mut connection = TcpStream::connect(target)
-        .await
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::ConnectionRefused => Failure::Refused(error),
-            io::ErrorKind::TimedOut => Failure::TimedOut,
-            _ => Failure::Other(error),
-        })?;
+/// Greets over a new connection, and waits for the answer.
+pub(crate) async fn greet(mut connection: TcpStream, session: u64) -> Result<(), Failure> {
     let greeting = Greeting {
         role: Role::Connect,
         session,
@@ -137,6 +133,17 @@ async fn greet(target: SocketAddr, session: u64) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure::Other(io::Error::other("the answer was altered")))
+    }
+}
+
+/// Of connecting.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => Self::Refused(error),
+            io::ErrorKind::TimedOut => Self::TimedOut,
+            _ => Self::Other(error),
+        }
     }
 }
 

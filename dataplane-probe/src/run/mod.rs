@@ -14,20 +14,21 @@
 //! ```
 
 mod assemble;
+mod callee;
 mod config;
-mod connections;
+pub(crate) mod connections;
 mod control;
 mod events;
 mod histograms;
+mod reach;
 mod receive;
 mod send;
 mod stream;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::net::{IpAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -36,8 +37,9 @@ use thiserror::Error;
 use crate::clock::{MILLISECOND, monotonic_ns, nanos, realtime_ns, realtime_offset_ns};
 use crate::control::{Finished, Request};
 use crate::pace::Schedule;
-use crate::sys::{self, Batch, Wait};
-use crate::wire::{Body, MAX_PACKET, MIN_PACKET, Packet};
+use crate::sys;
+pub use callee::Callee;
+use callee::{Callers, Heard};
 pub use config::{Config, Error, MAX_RATE_HZ};
 use control::{Control, Failure};
 use events::Events;
@@ -93,6 +95,7 @@ pub struct Probe {
     sending: Sending,
     receiving: Receiving,
     tcp: Option<TcpThread>,
+    callers: Option<Arc<Mutex<Callers>>>,
     events: Events,
 }
 
@@ -108,6 +111,8 @@ struct StartTimes {
 #[derive(Debug)]
 struct TcpThread {
     stop: tokio::sync::watch::Sender<bool>,
+    /// Where the reflector calls, it is answered until it has been told to stop.
+    hang_up: tokio::sync::watch::Sender<bool>,
     thread: Option<JoinHandle<TcpOutcome>>,
 }
 
@@ -126,7 +131,18 @@ struct Collected {
     received: receive::State,
     account: Result<Account, Failure>,
     tcp: TcpOutcome,
+    callers: Vec<(IpAddr, Heard)>,
     clock_moved_ns: u64,
+}
+
+/// What runs once the measurement has begun.
+struct Begun {
+    start: StartTimes,
+    sending: Sending,
+    receiving: Receiving,
+    tcp: Option<TcpThread>,
+    callers: Option<Arc<Mutex<Callers>>>,
+    events: Events,
 }
 
 /// The reflector's account.
@@ -157,14 +173,15 @@ impl Probe {
             .until(&open, deadline)
             .map_err(|failure| failure.into_error(config.target, begun))?;
         match Self::begin(&config, &control, deadline, begun) {
-            Ok((schedule_start, sending, receiving, tcp, events)) => Ok(Self {
+            Ok(begun) => Ok(Self {
                 config,
                 control,
-                schedule_start,
-                sending,
-                receiving,
-                tcp,
-                events,
+                schedule_start: begun.start,
+                sending: begun.sending,
+                receiving: begun.receiving,
+                tcp: begun.tcp,
+                callers: begun.callers,
+                events: begun.events,
             }),
             Err(error) => {
                 // The reflector forgets it anyway, in its own time.
@@ -235,6 +252,11 @@ impl Probe {
                 received,
                 account,
                 tcp,
+                callers: self
+                    .callers
+                    .as_ref()
+                    .map(|callers| callee::lock(callers).seen())
+                    .unwrap_or_default(),
                 clock_moved_ns,
             },
             &events,
@@ -252,29 +274,11 @@ impl Probe {
         control: &Control,
         deadline: Instant,
         begun: Instant,
-    ) -> Result<(StartTimes, Sending, Receiving, Option<TcpThread>, Events), Error> {
-        let local = |doing: &'static str| {
-            move |source| Error::Local {
-                doing: doing.to_owned(),
-                source,
-            }
-        };
+    ) -> Result<Begun, Error> {
         let target = config.target;
-        let socket = open_udp(target).map_err(local("open a UDP socket"))?;
-        greet(&socket, control.session(), deadline)
-            .map_err(local("send UDP"))?
-            .then_some(())
-            .ok_or_else(|| Error::UdpUnreachable {
-                target,
-                waited: begun.elapsed(),
-            })?;
-        let stream = match config.stream_every {
-            Some(_) => Some(
-                control
-                    .open_stream(deadline)
-                    .map_err(|failure| failure.into_error(target, begun))?,
-            ),
-            None => None,
+        let (link, stream) = match &config.called_at {
+            None => reach::reach(config, control, deadline, begun)?,
+            Some(callee) => reach::be_called(config, callee, control, deadline, begun)?,
         };
         let events = match &config.events {
             Some(path) => Events::to_file(path).map_err(|source| Error::Local {
@@ -283,55 +287,35 @@ impl Probe {
             })?,
             None => Events::default(),
         };
-        let socket = Arc::new(socket);
-        let receiving = Receiving::start(
-            config,
-            control.session(),
-            Arc::clone(&socket),
-            events.sink(),
-        )
-        .map_err(local("start a thread"))?;
+        let link = Arc::new(link);
+        let session = control.session();
+        let receiving = Receiving::start(config, session, Arc::clone(&link), events.sink())
+            .map_err(local("start a thread"))?;
         control
-            .until(
-                &Request::Start {
-                    session: control.session(),
-                },
-                deadline,
-            )
+            .until(&Request::Start { session }, deadline)
             .map_err(|failure| failure.into_error(target, begun))?;
         let offset_ns = realtime_offset_ns();
         let start_ns = monotonic_ns() + RUN_UP_NS;
         let started_ns = start_ns.saturating_add_signed(offset_ns);
         receiving.expect_to_vm(started_ns);
         let schedule = Schedule::new(start_ns, config.period_ns());
-        let sending = Sending::start(
-            config,
-            control.session(),
-            socket,
-            schedule,
+        let callers = link.callers.clone();
+        let sending = Sending::start(config, session, link, schedule, started_ns, events.sink())
+            .map_err(local("start a thread"))?;
+        let start = StartTimes {
             started_ns,
-            events.sink(),
-        )
-        .map_err(local("start a thread"))?;
-        let tcp = TcpThread::start(
-            config,
-            control.session(),
-            stream,
-            start_ns,
             offset_ns,
-            &events,
-        )
-        .map_err(local("start a thread"))?;
-        Ok((
-            StartTimes {
-                started_ns,
-                offset_ns,
-            },
+        };
+        let tcp = TcpThread::start(config, session, stream, start, callers.clone(), &events)
+            .map_err(local("start a thread"))?;
+        Ok(Begun {
+            start,
             sending,
             receiving,
             tcp,
+            callers,
             events,
-        ))
+        })
     }
 
     /// Waits until everything that was sent has arrived, or for as long as it is to be waited.
@@ -349,7 +333,11 @@ impl Probe {
             )?;
             self.receiving.expect_from_vm(asked_ns);
             let waited = begun.elapsed();
-            let complete = finished.to_vm.lost == 0 && {
+            let open = finished
+                .connections
+                .as_ref()
+                .map_or(0, |attempts| attempts.pending);
+            let complete = finished.to_vm.lost == 0 && open == 0 && {
                 let state = self.receiving.state();
                 state.ledger.received() >= finished.from_vm_sent
             };
@@ -383,8 +371,8 @@ impl TcpThread {
         config: &Config,
         session: u64,
         stream: Option<TcpStream>,
-        start_ns: u64,
-        offset_ns: i64,
+        start: StartTimes,
+        callers: Option<Arc<Mutex<Callers>>>,
         events: &Events,
     ) -> io::Result<Option<Self>> {
         if stream.is_none() && config.connect_every.is_none() {
@@ -394,12 +382,8 @@ impl TcpThread {
             .enable_all()
             .build()?;
         let (stop, stopped) = tokio::sync::watch::channel(false);
-        let begin = tokio::time::Instant::now()
-            + Duration::from_nanos(start_ns.saturating_sub(monotonic_ns()));
-        let clock = Clock {
-            begin,
-            begin_ns: start_ns.saturating_add_signed(offset_ns),
-        };
+        let (hang_up, over) = tokio::sync::watch::channel(false);
+        let clock = start.clock();
         let stream = stream.zip(config.stream_every).map(|(socket, every)| {
             stream::run(
                 socket,
@@ -410,7 +394,15 @@ impl TcpThread {
                 events.sink(),
             )
         });
-        let connections = config.connect_every.map(|every| {
+        let listener = match &config.called_at {
+            Some(callee) => Some(callee.listener()?),
+            None => None,
+        };
+        let answering = listener
+            .zip(callers)
+            .map(|(listener, callers)| callee::answer(listener, session, callers, over));
+        let ours = config.connect_every.filter(|_| config.called_at.is_none());
+        let connections = ours.map(|every| {
             connections::run(
                 config.target,
                 session,
@@ -421,22 +413,9 @@ impl TcpThread {
                 events.sink(),
             )
         });
-        let both = async move {
-            let maybe = |future: Option<_>| async {
-                if let Some(future) = future {
-                    Some(future.await)
-                } else {
-                    None
-                }
-            };
-            let other = |future: Option<_>| async {
-                if let Some(future) = future {
-                    Some(future.await)
-                } else {
-                    None
-                }
-            };
-            let (stream, connections) = tokio::join!(maybe(stream), other(connections));
+        let all = async move {
+            let (stream, connections, _) =
+                tokio::join!(maybe(stream), maybe(connections), maybe(answering));
             TcpOutcome {
                 stream,
                 connections,
@@ -444,15 +423,17 @@ impl TcpThread {
         };
         let thread = thread::Builder::new()
             .name("probe-tcp".into())
-            .spawn(move || runtime.block_on(both))?;
+            .spawn(move || runtime.block_on(all))?;
         Ok(Some(Self {
             stop,
+            hang_up,
             thread: Some(thread),
         }))
     }
 
     fn join(mut self) -> TcpOutcome {
         self.stop.send_replace(true);
+        self.hang_up.send_replace(true);
         self.thread
             .take()
             .and_then(|thread| thread.join().ok())
@@ -478,6 +459,17 @@ impl Clock {
     }
 }
 
+impl StartTimes {
+    fn clock(self) -> Clock {
+        let start_ns = self.started_ns.saturating_add_signed(-self.offset_ns);
+        let ahead = Duration::from_nanos(start_ns.saturating_sub(monotonic_ns()));
+        Clock {
+            begin: tokio::time::Instant::now() + ahead,
+            begin_ns: self.started_ns,
+        }
+    }
+}
+
 /// A flag that a thread looks at.
 type Flag = Arc<AtomicBool>;
 
@@ -485,47 +477,16 @@ fn raised(flag: &Flag) -> bool {
     flag.load(Ordering::Relaxed)
 }
 
-fn open_udp(target: SocketAddr) -> io::Result<UdpSocket> {
-    let anywhere: IpAddr = if target.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
-    let socket = UdpSocket::bind((anywhere, 0))?;
-    sys::observe_receives(socket.as_fd())?;
-    sys::set_receive_buffer(socket.as_fd(), RECEIVE_BUFFER)?;
-    socket.connect(target)?;
-    Ok(socket)
+async fn maybe<F: Future>(future: Option<F>) -> Option<F::Output> {
+    match future {
+        Some(future) => Some(future.await),
+        None => None,
+    }
 }
 
-/// Sends greetings until one is answered; false if none was by the deadline.
-fn greet(socket: &UdpSocket, session: u64, deadline: Instant) -> io::Result<bool> {
-    let mut hello = [0; MIN_PACKET];
-    Packet {
-        session,
-        body: Body::Hello,
+fn local(doing: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Local {
+        doing: doing.to_owned(),
+        source,
     }
-    .encode(&mut hello);
-    let mut batch = Batch::new(MAX_PACKET);
-    socket.set_read_timeout(Some(HELLO_EVERY))?;
-    while Instant::now() < deadline {
-        let sent = Instant::now();
-        // An ICMP answer to an earlier one fails this call; the deadline decides, not the first error.
-        let failed = socket.send(&hello).is_err();
-        let count = batch
-            .receive(socket.as_fd(), Wait::UntilTimeout)
-            .unwrap_or(0);
-        let welcome = |packet: Packet| packet.session == session && packet.body == Body::Welcome;
-        if batch
-            .datagrams(count)
-            .any(|datagram| Packet::decode(datagram.bytes).is_ok_and(welcome))
-        {
-            socket.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
-            return Ok(true);
-        }
-        if failed || sent.elapsed() < HELLO_EVERY {
-            thread::sleep(HELLO_EVERY.saturating_sub(sent.elapsed()));
-        }
-    }
-    Ok(false)
 }

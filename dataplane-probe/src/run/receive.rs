@@ -1,7 +1,6 @@
 //! The receiving thread, and what it has seen.
 
 use std::io;
-use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +9,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::callee::Link;
 use super::events::{Event, Sink};
 use super::{Config, Flag, raised};
 use crate::clock::{MICROSECOND, realtime_ns};
@@ -70,7 +70,7 @@ impl Receiving {
     pub(super) fn start(
         config: &Config,
         session: u64,
-        socket: Arc<UdpSocket>,
+        link: Arc<Link>,
         sink: Sink,
     ) -> io::Result<Self> {
         let state = Arc::new(Mutex::new(State::new(session, config.period_ns())));
@@ -83,7 +83,7 @@ impl Receiving {
                 if realtime {
                     prefer_this_thread();
                 }
-                receive(&socket, &shared, &stop_seen, &sink);
+                receive(&link, &shared, &stop_seen, &sink);
             })?;
         Ok(Self {
             stop,
@@ -156,20 +156,25 @@ impl State {
             .map_or(0, |snapshot| snapshot.count)
     }
 
-    fn datagram(&mut self, bytes: &[u8], at_ns: u64, sink: &Sink) {
+    /// Enters a datagram; true if it is the session's.
+    fn datagram(&mut self, bytes: &[u8], at_ns: u64, sink: &Sink) -> bool {
         match Packet::decode(bytes) {
             Ok(Packet {
                 session,
                 body: Body::FromVm(data, received),
             }) if session == self.session => {
                 self.packet(&data, &received, at_ns, sink);
+                true
             }
             // Greetings are answered as often as they were sent.
             Ok(Packet {
                 session,
                 body: Body::Welcome,
-            }) if session == self.session => {}
-            _ => self.foreign += 1,
+            }) if session == self.session => true,
+            _ => {
+                self.foreign += 1;
+                false
+            }
         }
     }
 
@@ -242,10 +247,10 @@ impl State {
     }
 }
 
-fn receive(socket: &UdpSocket, state: &Mutex<State>, stop: &Flag, sink: &Sink) {
+fn receive(link: &Link, state: &Mutex<State>, stop: &Flag, sink: &Sink) {
     let mut batch = Batch::new(MAX_PACKET);
     while !raised(stop) {
-        let count = match batch.receive(socket.as_fd(), Wait::UntilTimeout) {
+        let count = match batch.receive(link.socket.as_fd(), Wait::UntilTimeout) {
             Ok(count) => count,
             // The timeout, by which the flag is looked at.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
@@ -259,7 +264,10 @@ fn receive(socket: &UdpSocket, state: &Mutex<State>, stop: &Flag, sink: &Sink) {
         let mut state = lock(state);
         for datagram in batch.datagrams(count) {
             state.see_overflow(datagram.overflow);
-            state.datagram(datagram.bytes, datagram.stamp_ns.unwrap_or(now_ns), sink);
+            let at_ns = datagram.stamp_ns.unwrap_or(now_ns);
+            if state.datagram(datagram.bytes, at_ns, sink) {
+                link.heard(datagram.from, at_ns);
+            }
         }
     }
 }

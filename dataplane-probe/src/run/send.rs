@@ -1,11 +1,11 @@
 //! The sending thread.
 
 use std::io;
-use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
+use super::callee::Link;
 use super::events::{Event, Sink};
 use super::{Config, Flag, raised};
 use crate::clock::{MICROSECOND, MILLISECOND, monotonic_ns, nanos, sleep_until};
@@ -41,7 +41,7 @@ pub(super) struct Sent {
 struct Sender {
     config: Config,
     session: u64,
-    socket: Arc<UdpSocket>,
+    link: Arc<Link>,
     schedule: Schedule,
     started_ns: u64,
     sink: Sink,
@@ -51,7 +51,7 @@ impl Sending {
     pub(super) fn start(
         config: &Config,
         session: u64,
-        socket: Arc<UdpSocket>,
+        link: Arc<Link>,
         schedule: Schedule,
         started_ns: u64,
         sink: Sink,
@@ -61,7 +61,7 @@ impl Sending {
         let sender = Sender {
             config: config.clone(),
             session,
-            socket,
+            link,
             schedule,
             started_ns,
             sink,
@@ -181,9 +181,6 @@ impl Sender {
     /// An error left behind by an ICMP answer to an earlier packet is reported by the next call instead of sending:
     /// that says nothing about this packet, which deserves its own attempt.
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        match self.socket.send(bytes) {
-            Ok(_) => Ok(()),
-            Err(_) => self.socket.send(bytes).map(|_| ()),
-        }
+        self.link.send(bytes).or_else(|_| self.link.send(bytes))
     }
 }

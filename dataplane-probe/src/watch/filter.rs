@@ -7,12 +7,14 @@ use std::io;
 use socket2::{SockFilter, Socket};
 
 use super::OUTGOING;
-use super::frame::{ARP, IPV6, Mac, RARP};
+use super::frame::{ARP, IPV4, IPV6, Mac, RARP};
 
 // As in linux/filter.h, where an instruction's code is 16 bits; libc has the parts as 32.
 const LOAD_WORD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
 const LOAD_HALF: u16 = 0x28; // BPF_LD | BPF_H | BPF_ABS
 const LOAD_BYTE: u16 = 0x30; // BPF_LD | BPF_B | BPF_ABS
+const LOAD_HALF_AT_INDEX: u16 = 0x48; // BPF_LD | BPF_H | BPF_IND
+const INDEX_IPV4_HEADER: u16 = 0xb1; // BPF_LDX | BPF_B | BPF_MSH: four times the low half of a byte
 const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
@@ -21,6 +23,8 @@ const PACKET_TYPE: u32 = 0xffff_f000 + 4;
 /// ICMPv6 as the next header, and a neighbour advertisement as its type.
 const ICMPV6: u32 = 58;
 const NEIGHBOUR_ADVERTISEMENT: u32 = 136;
+const TCP: u32 = 6;
+const UDP: u32 = 17;
 /// The whole frame; the socket's buffer cuts it.
 const ACCEPT: u32 = u32::MAX;
 
@@ -80,6 +84,29 @@ pub(super) fn interesting(mac: Option<Mac>, unseen: Unseen) -> Vec<Instruction> 
     program
 }
 
+/// UDP and TCP over IP, to this port. What an IPv6 extension header or a later fragment hides is let go.
+pub(super) fn to_port(port: u16) -> Vec<Instruction> {
+    let port = u32::from(port);
+    vec![
+        load(LOAD_HALF, 12),
+        equal(u32::from(IPV4), 0, 6),
+        load(LOAD_BYTE, 23),
+        equal(UDP, 1, 0),
+        equal(TCP, 0, 10),
+        load(INDEX_IPV4_HEADER, 14),
+        load(LOAD_HALF_AT_INDEX, 16),
+        equal(port, 6, 7),
+        equal(u32::from(IPV6), 0, 6),
+        load(LOAD_BYTE, 20),
+        equal(UDP, 1, 0),
+        equal(TCP, 0, 3),
+        load(LOAD_HALF, 56),
+        equal(port, 0, 1),
+        give(ACCEPT),
+        give(0),
+    ]
+}
+
 /// Replaces the socket's filter, in one step.
 pub(super) fn attach(socket: &Socket, program: &[Instruction]) -> io::Result<()> {
     let instruction = |i: &Instruction| SockFilter::new(i.code, i.then, i.otherwise, i.value);
@@ -125,6 +152,7 @@ mod tests {
     /// What the kernel would do; a load beyond the frame gives up on it.
     fn accepts(program: &[Instruction], frame: &[u8], packet_type: u8) -> bool {
         let mut accumulator = 0;
+        let mut index = 0;
         let mut at = 0;
         loop {
             let Instruction {
@@ -134,7 +162,7 @@ mod tests {
                 value,
             } = program[at];
             at += 1;
-            let bytes = |count: usize| {
+            let bytes_at = |value: u32, count: usize| {
                 let start = usize::try_from(value).expect("64 bits");
                 let loaded = frame.get(start..start + count)?;
                 Some(
@@ -143,7 +171,14 @@ mod tests {
                         .fold(0, |number, &byte| number << 8 | u32::from(byte)),
                 )
             };
+            let bytes = |count: usize| bytes_at(value, count);
             let loaded = match code {
+                INDEX_IPV4_HEADER => {
+                    let Some(byte) = bytes(1) else { return false };
+                    index = (byte & 0xf) * 4;
+                    continue;
+                }
+                LOAD_HALF_AT_INDEX => bytes_at(value + index, 2),
                 RETURN => return value > 0,
                 JUMP_EQUAL => {
                     at += usize::from(if accumulator == value {
@@ -182,7 +217,45 @@ mod tests {
             })
     }
 
+    /// A frame of a protocol over IPv4 with options of this many words, or over IPv6, to a port.
+    fn packet(v6: bool, options: u8, protocol: u8, port: u16) -> Vec<u8> {
+        let (ethertype, header) = if v6 {
+            let mut header = vec![0; 40];
+            header[0] = 0x60;
+            header[6] = protocol;
+            (IPV6, header)
+        } else {
+            let mut header = vec![0; 20 + 4 * usize::from(options)];
+            header[0] = 0x45 + options;
+            header[9] = protocol;
+            (IPV4, header)
+        };
+        let transport = [
+            0x13,
+            0x88,
+            port.to_be_bytes()[0],
+            port.to_be_bytes()[1],
+            0,
+            8,
+            0,
+            0,
+        ];
+        [&[0; 12][..], &ethertype.to_be_bytes(), &header, &transport].concat()
+    }
+
     proptest! {
+        #[test]
+        fn a_port_is_found_in_both_families_and_both_protocols(
+            v6 in any::<bool>(),
+            options in 0..=10_u8,
+            protocol in prop::sample::select(vec![6, 17, 1, 58, 132]),
+            port in 6_990..7_010_u16,
+        ) {
+            let frame = packet(v6, options, protocol, port);
+            let wanted = port == 7_001 && matches!(protocol, 6 | 17);
+            prop_assert_eq!(accepts(&to_port(7_001), &frame, 0), wanted);
+        }
+
         #[test]
         fn lets_pass_what_is_told(
             frame in frame(),

@@ -44,6 +44,8 @@ pub struct Config {
     pub interface: String,
     /// Only frames with this source address.
     pub mac: Option<Mac>,
+    /// Only UDP and TCP to this port, every packet of it.
+    pub port: Option<u16>,
     /// Every frame, instead of the interesting ones and the first in each direction.
     pub all: bool,
 }
@@ -204,10 +206,13 @@ impl Watcher {
             }
         };
         let before = self.seen;
-        let (seen, all) = (&mut self.seen, self.config.all);
+        let every = self.config.all || self.config.port.is_some();
+        let seen = &mut self.seen;
         let frames = self.batch.datagrams(count);
-        let events = frames.filter_map(|frame| tell(&frame, seen, all)).collect();
-        if !all && before != self.seen {
+        let events = frames
+            .filter_map(|frame| tell(&frame, seen, every))
+            .collect();
+        if !every && before != self.seen {
             let [seen_in, seen_out] = self.seen;
             let unseen = filter::Unseen {
                 incoming: !seen_in,
@@ -332,7 +337,11 @@ fn open(config: &Config, index: i32) -> io::Result<Socket> {
         incoming: true,
         outgoing: true,
     };
-    filter::attach(&socket, &filter::interesting(config.mac, everything))?;
+    let wanted = match config.port {
+        Some(port) => filter::to_port(port),
+        None => filter::interesting(config.mac, everything),
+    };
+    filter::attach(&socket, &wanted)?;
     socket.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
     sys::observe_receives(socket.as_fd())?;
     let mut storage = SockAddrStorage::zeroed();

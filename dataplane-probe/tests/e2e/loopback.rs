@@ -3,7 +3,8 @@
 //! Counts are asserted exactly. Gaps are compared with what the relay really did, allowing one period and the longest
 //! time that any packet spent in the relay, which is how much the machine was late.
 
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{
     io::{BufRead, BufReader, Write},
@@ -16,7 +17,7 @@ use crate::support::{
 use dataplane_probe::clock::millis;
 use dataplane_probe::reflect::{self, Reflector};
 use dataplane_probe::report::{Direction, Family};
-use dataplane_probe::run::{Config, Error, Probe};
+use dataplane_probe::run::{Callee, Config, Error, Probe};
 use dataplane_probe::wire::{Body, Data, Packet, Received, Role};
 
 fn target(reflector: &Reflector) -> SocketAddr {
@@ -80,7 +81,7 @@ fn ipv6_works_as_well() {
     let reflector = Reflector::start(&reflect::Config {
         bind,
         port: 0,
-        realtime: false,
+        ..reflect::Config::default()
     })
     .expect("loopback is there");
     let connect_every = Some(Duration::from_millis(50));
@@ -95,6 +96,52 @@ fn ipv6_works_as_well() {
     let connections = report.new_connections.expect("they were asked for");
     assert_eq!(connections.failed, 0, "{connections:?}");
     assert!(connections.attempted >= 10, "{connections:?}");
+}
+
+#[test]
+fn a_machine_that_calls_is_measured_like_one_that_is_called() {
+    let reflector = reflector();
+    let callee = Callee::bind((Ipv4Addr::LOCALHOST, 0).into()).expect("loopback is there");
+    let report = measure(Config {
+        called_at: Some(Arc::new(callee)),
+        stream_every: Some(Duration::from_millis(10)),
+        connect_every: Some(Duration::from_millis(50)),
+        ..config(target(&reflector), 1000)
+    })
+    .report;
+    assert_untouched(&report.to_vm);
+    assert_untouched(&report.from_vm);
+    assert_eq!((report.to_vm.sent, &report.reasons), (1000, &Vec::new()));
+    let tcp = report.tcp.expect("a stream was asked for");
+    assert!(tcp.survived && tcp.bytes_echoed > 0, "{tcp:?}");
+    let connections = report.new_connections.expect("they were asked for");
+    assert_eq!(connections.failed, 0, "{connections:?}");
+    assert!(connections.attempted >= 10, "{connections:?}");
+    let [heard] = report.callers[..] else {
+        panic!("one address calls: {:?}", report.callers);
+    };
+    assert_eq!(heard.address, Ipv4Addr::LOCALHOST);
+    // Its greeting counts as well, however often it was repeated.
+    assert!(heard.packets > report.from_vm.received, "{heard:?}");
+    assert_eq!(heard.connections, connections.attempted + 1);
+}
+
+#[test]
+fn a_reflector_calls_nobody_unless_it_may() {
+    let reflector = Reflector::start(&reflect::Config {
+        bind: vec![Ipv4Addr::LOCALHOST.into()],
+        ..reflect::Config::default()
+    })
+    .expect("loopback is there");
+    let callee = Callee::bind((Ipv4Addr::LOCALHOST, 0).into()).expect("loopback is there");
+    let refused = Probe::start(Config {
+        called_at: Some(Arc::new(callee)),
+        ..config(target(&reflector), 100)
+    });
+    assert!(
+        matches!(&refused, Err(Error::Refused { reason, .. }) if reason.contains("--may-call")),
+        "{refused:?}"
+    );
 }
 
 #[test]

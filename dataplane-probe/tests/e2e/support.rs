@@ -105,6 +105,7 @@ pub(crate) fn reflector() -> Reflector {
         bind: vec![Ipv4Addr::LOCALHOST.into()],
         port: 0,
         realtime: false,
+        may_call: true,
     })
     .expect("loopback is there")
 }

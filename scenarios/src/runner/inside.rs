@@ -88,6 +88,7 @@ impl FirstFrame {
         let config = watch::Config {
             interface: tap,
             mac: Some(mac),
+            port: None,
             all: true,
         };
         let (sender, frames) = oneshot::channel();
