@@ -207,6 +207,9 @@ pub struct Tcp {
     pub stall_start_ns: Option<u64>,
     /// The echo that ended it.
     pub stall_end_ns: Option<u64>,
+    /// The last echo of all.
+    #[serde(default)]
+    pub last_echo_ns: Option<u64>,
     /// Segments retransmitted, both directions (`tcpi_total_retrans`).
     pub retransmits: u64,
     /// Those of the client.

@@ -362,6 +362,7 @@ fn tcp(stream: &stream::Outcome, collected: &Collected) -> Tcp {
         }),
         stall_start_ns: stall.map(|stall| stall.start_ns),
         stall_end_ns: stall.map(|stall| stall.end_ns),
+        last_echo_ns: stream.arrivals.last_ns(),
         retransmits: stream.retransmits + from_vm.unwrap_or(0),
         retransmits_to_vm: stream.retransmits,
         retransmits_from_vm: from_vm,
