@@ -52,6 +52,10 @@ pub(crate) struct PartsArgs {
     #[arg(long, value_name = "PROGRAM", env = "SEGUE_GUEST_PROBE")]
     guest_probe: Option<PathBuf>,
 
+    /// arp-proxy, for scenarios that need it; by default the one beside this program.
+    #[arg(long, value_name = "PROGRAM", env = "SEGUE_ARP_PROXY")]
+    arp_proxy: Option<PathBuf>,
+
     /// The kustomize base that is applied.
     #[arg(long, value_name = "DIR", default_value = "manifests")]
     manifests: PathBuf,
@@ -71,7 +75,13 @@ impl PartsArgs {
             let found = path.canonicalize();
             found.with_context(|| format!("{}: `make build` makes it", path.display()))
         };
+        let arp_proxy = match &self.arp_proxy {
+            Some(_) => Some(built(&self.arp_proxy, PathBuf::new())?),
+            // Few scenarios need it; those say so where it is missing.
+            None => beside.join("arp-proxy").canonicalize().ok(),
+        };
         Ok(Parts {
+            arp_proxy,
             controller: built(&self.controller, beside.join("migration-controller"))?,
             probe: built(
                 &self.guest_probe,

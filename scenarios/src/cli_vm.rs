@@ -42,6 +42,7 @@ pub(crate) fn run(name: &LabName, args: VmArgs) -> Result<ExitCode> {
         ports: 1,
         requested_chassis: Requested::default(),
         found_by: FoundBy::default(),
+        isolated: false,
         memory_mib: 128,
     };
     let (addresses, ports) = runtime.block_on(boot(&lab, &kept, &spec))?;

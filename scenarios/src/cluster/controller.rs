@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::lab::routed::CLUSTER_ROUTER;
 use crate::lab::{Host, Lab};
 
 /// Where it serves metrics and probes, in central's network namespace.
@@ -47,6 +48,8 @@ impl Controller {
                 ("KUBECONFIG", kubeconfig.display().to_string()),
                 ("SEGUE_NB", lab.nb_endpoint()),
                 ("SEGUE_SB", lab.sb_endpoint()),
+                // There is nothing routed until a router of this name is there.
+                ("SEGUE_CLUSTER_ROUTER", CLUSTER_ROUTER.to_owned()),
                 ("SEGUE_METRICS_ADDRESS", SERVES.to_owned()),
                 // The stand-in tears a finished pod's network down within two seconds.
                 ("SEGUE_POD_GONE_GRACE", "5".to_owned()),

@@ -45,6 +45,8 @@ pub struct Parts {
     pub controller: PathBuf,
     /// A static dataplane-probe, for the guests.
     pub probe: PathBuf,
+    /// arp-proxy, for networks whose gateways OVN cannot answer for.
+    pub arp_proxy: Option<PathBuf>,
     /// The shipped kustomize base.
     pub manifests: PathBuf,
     /// How guests' processors are had.

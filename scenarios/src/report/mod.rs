@@ -5,6 +5,7 @@
 //! milliseconds. Absent steps and figures are null.
 
 mod figures;
+mod flows;
 mod table;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::scenario::{Outcome, Topology};
 
 pub use figures::{Direction, Interruption, NewConnections, Tcp, network_added_ms};
+pub use flows::{Flow, Forbidden, GatewayEntry, Tried};
 pub use table::render;
 
 /// The name and version of the format. Within it fields are only ever added.
@@ -91,6 +93,15 @@ pub struct Migration {
     pub tcp: Tcp,
     /// New TCP connections.
     pub new_connections: NewConnections,
+    /// Every flow that was watched, the primary one first.
+    #[serde(default)]
+    pub flows: Vec<Flow>,
+    /// Flows that must not pass, and how they fared.
+    #[serde(default)]
+    pub forbidden: Vec<Forbidden>,
+    /// The guest's entries for its gateway; empty in the shared topology, where it has none.
+    #[serde(default)]
+    pub gateway: Vec<GatewayEntry>,
     /// Why the figures may not be what they seem; empty when the probe was on time.
     pub caveats: Vec<String>,
 }
@@ -110,7 +121,8 @@ pub struct Timeline {
     pub resumed: Option<i64>,
     /// The guest's first frame on the target's tap.
     pub guest_first_frame: Option<i64>,
-    /// Routes flipped; null in the shared topology, which has none to flip.
+    /// The VM's outside traffic was given the target's gateway (T2); null in the shared topology, which
+    /// has nothing to flip.
     pub flipped: Option<i64>,
     /// The port was bound where the guest runs and bore no mark.
     pub finalised: Option<i64>,
@@ -131,6 +143,12 @@ pub struct Measurement {
     pub tcp: Tcp,
     /// New TCP connections.
     pub new_connections: NewConnections,
+    /// Every flow that was watched, the primary one first.
+    #[serde(default)]
+    pub flows: Vec<Flow>,
+    /// Flows that must not pass, and how they fared.
+    #[serde(default)]
+    pub forbidden: Vec<Forbidden>,
     /// Why the figures may not be what they seem.
     pub caveats: Vec<String>,
 }

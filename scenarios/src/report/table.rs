@@ -2,8 +2,8 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::{Direction, Measurement, Migration, Report};
-use crate::scenario::Outcome;
+use super::{Direction, Flow, Measurement, Migration, Report};
+use crate::scenario::{Opener, Outcome, PRIMARY, Peer};
 
 /// The report as text: a table of migrations, one of other measurements, the checks that failed.
 pub fn render(report: &Report) -> String {
@@ -12,6 +12,9 @@ pub fn render(report: &Report) -> String {
         parts.push(migrations(&report.migrations));
         parts.push(LEGEND.to_owned());
     }
+    parts.extend(flows(report));
+    parts.extend(forbidden(report));
+    parts.extend(gateways(report));
     if !report.measurements.is_empty() {
         parts.push(measurements(&report.measurements));
     }
@@ -82,6 +85,105 @@ fn migrations(migrations: &[Migration]) -> String {
         ]);
     }
     table.to_string()
+}
+
+/// The flows beside the primary one, which the table of migrations has.
+fn flows(report: &Report) -> Option<String> {
+    let of_migrations = report.migrations.iter().map(|migration| {
+        let way = format!("{} → {}", migration.source, migration.target);
+        (&migration.vm, way, &migration.flows)
+    });
+    let of_measurements = report
+        .measurements
+        .iter()
+        .map(|measured| (&measured.vm, measured.what.clone(), &measured.flows));
+    let mut table = new_table(&[
+        "VM",
+        "while",
+        "flow",
+        "lost",
+        "longest gap ms",
+        "twice",
+        "TCP",
+        "stall ms",
+        "new conn. failed",
+    ]);
+    for (vm, what, flows) in of_migrations.chain(of_measurements) {
+        for flow in flows.iter().filter(|flow| flow.name != PRIMARY) {
+            table.add_row(flow_row(vm, &what, flow));
+        }
+    }
+    (table.row_count() > 0).then(|| table.to_string())
+}
+
+fn flow_row(vm: &str, what: &str, flow: &Flow) -> [String; 9] {
+    let (to_vm, from_vm) = (&flow.to_vm, &flow.from_vm);
+    [
+        vm.to_owned(),
+        what.to_owned(),
+        format!("{}: {}", flow.name, ends(flow)),
+        format!("{} / {}", to_vm.lost, from_vm.lost),
+        format!(
+            "{} / {}",
+            millis(to_vm.service_gap_ms),
+            millis(from_vm.service_gap_ms)
+        ),
+        format!("{} / {}", to_vm.duplicated, from_vm.duplicated),
+        match flow.tcp_lived_ms {
+            Some(lived) => format!("cut {lived:.0} ms after the pause"),
+            None => survived(flow.tcp.survived),
+        },
+        format!("{:.1}", flow.tcp.longest_stall_ms),
+        of(flow.new_connections.failed, flow.new_connections.attempted),
+    ]
+}
+
+/// Who opens it to whom.
+fn ends(flow: &Flow) -> String {
+    let peer = match flow.peer {
+        Peer::Client => "client",
+        Peer::Outside => "outside",
+    };
+    let heard: Vec<_> = flow.heard_from.iter().map(ToString::to_string).collect();
+    match flow.opened_by {
+        Opener::Peer => format!("{peer} → {}", flow.target),
+        Opener::Vm => format!("VM as {} → {peer}", heard.join(", then ")),
+    }
+}
+
+fn forbidden(report: &Report) -> Vec<String> {
+    let of_migrations = report.migrations.iter().flat_map(|it| &it.forbidden);
+    let of_measurements = report.measurements.iter().flat_map(|it| &it.forbidden);
+    let line = |flow: &super::Forbidden| {
+        format!(
+            "forbidden {}: {} packets and {} connections to {}: {} reached it ({} of {} before it was forbidden)",
+            flow.name,
+            flow.tried.sent,
+            flow.tried.attempted,
+            flow.target,
+            flow.tried.reached,
+            flow.proof.reached,
+            flow.proof.sent + flow.proof.attempted
+        )
+    };
+    of_migrations.chain(of_measurements).map(line).collect()
+}
+
+/// What the guests saw of their gateways.
+fn gateways(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
+    for migration in &report.migrations {
+        for entry in &migration.gateway {
+            let unknown = || "unknown".to_owned();
+            let before = entry.before.clone().unwrap_or_else(unknown);
+            let after = entry.after.clone().unwrap_or_else(unknown);
+            lines.push(format!(
+                "{}: gateway {} was at {before} on {}, is at {after} on {}",
+                migration.vm, entry.address, migration.source, migration.target
+            ));
+        }
+    }
+    lines
 }
 
 fn measurements(measurements: &[Measurement]) -> String {

@@ -1,7 +1,9 @@
 //! What has to hold after a migration.
 
-use crate::report::{Check, Direction, Migration};
-use crate::scenario::{Expect, Outcome};
+use std::net::IpAddr;
+
+use crate::report::{Check, Direction, Flow, Forbidden, Migration};
+use crate::scenario::{Expect, FlowExpect, Opener, Outcome, PRIMARY};
 
 use super::ovn::PortView;
 
@@ -20,6 +22,14 @@ impl Checks {
         self.0.push(Check {
             what: what.into(),
             failure: (!holds).then(found),
+        });
+    }
+
+    /// What was done has to have worked.
+    pub(super) fn worked<T>(&mut self, what: impl Into<String>, done: &anyhow::Result<T>) {
+        let error = done.as_ref().err();
+        self.that(what, error.is_none(), || {
+            error.map_or_else(String::new, |error| format!("{error:#}"))
         });
     }
 
@@ -139,6 +149,107 @@ pub(super) fn expectations(checks: &mut Checks, migration: &Migration, expect: &
     arrived(checks, vm, "from", from_vm);
 }
 
+/// What is expected of flows other than the primary one; `expected` is in their order.
+pub(super) fn flows(checks: &mut Checks, vm: &str, flows: &[Flow], expected: &[FlowExpect]) {
+    for (flow, expect) in flows.iter().zip(expected) {
+        if flow.name == PRIMARY {
+            continue;
+        }
+        let what = format!("{} of {vm}", flow.name);
+        checks.that(
+            if expect.tcp_survives {
+                format!("the TCP stream of flow {what} survives")
+            } else {
+                format!("the TCP stream of flow {what} is cut")
+            },
+            flow.tcp.survived == expect.tcp_survives,
+            || {
+                flow.tcp
+                    .error
+                    .clone()
+                    .unwrap_or_else(|| "it survived".to_owned())
+            },
+        );
+        if let Some(least) = expect.tcp_lives_ms {
+            checks.that(
+                format!("the TCP stream of flow {what} outlives the pause by {least} ms"),
+                flow.tcp.survived || flow.tcp_lived_ms.is_some_and(|lived| lived >= least),
+                || format!("{:?} ms", flow.tcp_lived_ms),
+            );
+        }
+        let (to_vm, from_vm) = (&flow.to_vm, &flow.from_vm);
+        let lost = |way| format!("packets of flow {what} lost {way} it");
+        checks.at_most(lost("towards"), to_vm.lost, expect.to_vm_max_lost);
+        checks.at_most(lost("from"), from_vm.lost, expect.from_vm_max_lost);
+        checks.at_most(
+            format!("packets of flow {what} that arrived twice"),
+            to_vm.duplicated + from_vm.duplicated,
+            expect.max_duplicated,
+        );
+        arrived(checks, &what, "towards", to_vm);
+        arrived(checks, &what, "from", from_vm);
+        if flow.opened_by == Opener::Vm {
+            checks.that(
+                format!("the peer of flow {what} can tell where it comes from"),
+                !flow.heard_from.is_empty(),
+                || "nothing came".to_owned(),
+            );
+        }
+    }
+}
+
+/// Where the peer of a flow that the VM opens heard it from: the `translated` addresses of gateways,
+/// in this order, or with none of them only the VM's `own`.
+///
+/// Among the gateways' addresses the VM's own may appear. A gateway that meets a connection first in
+/// the direction towards the VM takes what the VM sends for the reply, which it does not translate.
+pub(super) fn heard_from(checks: &mut Checks, flow: &Flow, translated: &[IpAddr], own: IpAddr) {
+    let due = if translated.is_empty() {
+        &[own][..]
+    } else {
+        translated
+    };
+    let others = flow
+        .heard_from
+        .iter()
+        .filter(|heard| translated.is_empty() || **heard != own);
+    checks.that(
+        format!("flow {} is heard from {due:?}, in this order", flow.name),
+        others.eq(due),
+        || format!("{:?}", flow.heard_from),
+    );
+}
+
+/// What must not pass has been tried, would have been seen, and has not passed.
+pub(super) fn forbidden(checks: &mut Checks, vm: &str, flows: &[Forbidden]) {
+    for flow in flows {
+        let (tried, proof) = (flow.tried, flow.proof);
+        checks.that(
+            format!("flow {} to {vm} is seen to pass while it may", flow.name),
+            proof.reached > proof.sent / 2 && proof.sent > 0 && proof.answered > 0,
+            || format!("{proof:?}"),
+        );
+        checks.that(
+            format!("flow {} to {vm} is tried", flow.name),
+            tried.sent > 0 && tried.attempted > 0,
+            || format!("{tried:?}"),
+        );
+        checks.that(
+            format!(
+                "not one of {} packets and {} connections of flow {} reaches {vm}",
+                tried.sent, tried.attempted, flow.name
+            ),
+            tried.reached == 0 && tried.answered == 0,
+            || {
+                format!(
+                    "{} reached it, {} were answered",
+                    tried.reached, tried.answered
+                )
+            },
+        );
+    }
+}
+
 /// A measurement in which nothing arrives proves nothing.
 fn arrived(checks: &mut Checks, vm: &str, way: &str, direction: &Direction) {
     checks.that(
@@ -151,6 +262,138 @@ fn arrived(checks: &mut Checks, vm: &str, way: &str, direction: &Direction) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::{NewConnections, Tcp, Tried};
+    use crate::scenario::{Family, Peer};
+
+    fn failed(checks: Checks) -> Vec<String> {
+        let failed = checks.0.into_iter().filter(|check| !check.held());
+        failed.map(|check| check.what).collect()
+    }
+
+    /// A flow in which a hundred packets arrived each way.
+    fn flow() -> Flow {
+        let direction = Direction {
+            sent: 100,
+            received: 100,
+            ..Direction::default()
+        };
+        Flow {
+            name: "out".to_owned(),
+            peer: Peer::Outside,
+            opened_by: Opener::Vm,
+            target: ([172, 31, 0, 1], 7_000).into(),
+            family: Family::Ipv4,
+            to_vm: direction.clone(),
+            from_vm: direction,
+            tcp: Tcp {
+                survived: true,
+                ..Tcp::default()
+            },
+            tcp_lived_ms: None,
+            new_connections: NewConnections::default(),
+            heard_from: vec![[172, 31, 0, 11].into()],
+            caveats: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_cut_stream_is_a_failure_or_an_expectation() {
+        let cut = Flow {
+            tcp: Tcp::default(),
+            tcp_lived_ms: Some(4_000.0),
+            ..flow()
+        };
+        let failures = |flow: &Flow, expect: FlowExpect| {
+            let mut checks = Checks::default();
+            flows(&mut checks, "vm", std::slice::from_ref(flow), &[expect]);
+            failed(checks)
+        };
+        let until = |tcp_survives, least| FlowExpect {
+            tcp_survives,
+            tcp_lives_ms: Some(least),
+            ..FlowExpect::default()
+        };
+        assert!(failures(&flow(), FlowExpect::default()).is_empty());
+        assert_eq!(failures(&cut, FlowExpect::default()).len(), 1);
+        assert!(failures(&cut, until(false, 3_999.0)).is_empty());
+        assert_eq!(failures(&cut, until(false, 4_001.0)).len(), 1);
+        assert_eq!(failures(&flow(), until(false, 3_999.0)).len(), 1);
+        let mut twice = flow();
+        twice.to_vm.duplicated = 1;
+        twice.from_vm.received = 0;
+        assert_eq!(failures(&twice, FlowExpect::default()).len(), 2);
+    }
+
+    #[test]
+    fn addresses_are_heard_in_their_order() {
+        let [first, second, own] = [11, 12, 10].map(|host| IpAddr::from([172, 31, 0, host]));
+        let holds = |heard: &[IpAddr], translated: &[IpAddr]| {
+            let heard_from_them = Flow {
+                heard_from: heard.to_vec(),
+                ..flow()
+            };
+            let mut checks = Checks::default();
+            heard_from(&mut checks, &heard_from_them, translated, own);
+            failed(checks).is_empty()
+        };
+        assert!(holds(&[first, second], &[first, second]));
+        assert!(holds(&[first, own, second], &[first, second]));
+        assert!(!holds(&[second, first], &[first, second]));
+        assert!(!holds(&[first], &[first, second]));
+        assert!(holds(&[own], &[]));
+        assert!(!holds(&[own, first], &[]));
+        assert!(!holds(&[], &[]));
+    }
+
+    #[test]
+    fn what_is_forbidden_must_be_tried_and_provably_seen() {
+        let tried = Tried {
+            sent: 100,
+            attempted: 10,
+            reached: 0,
+            answered: 0,
+        };
+        let proof = Tried {
+            reached: 110,
+            answered: 10,
+            ..tried
+        };
+        let failures = |tried, proof| {
+            let flow = Forbidden {
+                name: "shut".to_owned(),
+                peer: Peer::Client,
+                target: ([10, 0, 0, 1], 7_001).into(),
+                tried,
+                proof,
+            };
+            let mut checks = Checks::default();
+            forbidden(&mut checks, "vm", &[flow]);
+            failed(checks).len()
+        };
+        assert_eq!(failures(tried, proof), 0);
+        assert_eq!(failures(tried, tried), 1);
+        assert_eq!(failures(Tried::default(), proof), 1);
+        assert_eq!(
+            failures(
+                Tried {
+                    reached: 1,
+                    ..tried
+                },
+                proof
+            ),
+            1
+        );
+        assert_eq!(
+            failures(
+                Tried {
+                    answered: 1,
+                    ..tried
+                },
+                proof
+            ),
+            1
+        );
+    }
 
     fn view(requested: &[&str], chassis: &str, additional: &[&str]) -> PortView {
         let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
@@ -165,8 +408,7 @@ mod tests {
     fn failures(now: Option<&PortView>, before: &PortView) -> Vec<String> {
         let mut checks = Checks::default();
         port(&mut checks, "p", now, before, "node2");
-        let failed = checks.0.into_iter().filter(|check| !check.held());
-        failed.map(|check| check.what).collect()
+        failed(checks)
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Whoever can tell what happens in a migration, telling its [`Moments`].
 
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
@@ -17,6 +18,7 @@ use crate::scenario::Moment;
 
 use super::moments::Moments;
 use super::ovn::{Ovn, PortView};
+use super::place;
 
 /// Which migration to follow.
 #[derive(Clone, Debug)]
@@ -33,6 +35,8 @@ pub(super) struct Followed {
     pub target: String,
     /// Its logical switch ports.
     pub ports: Vec<String>,
+    /// Its addresses that have a place.
+    pub placed: Vec<IpAddr>,
 }
 
 /// Starts the feeders. They end with the set; one that fails leaves its error there.
@@ -62,6 +66,7 @@ pub(super) fn start(
 
 async fn from_ovn(followed: Followed, moments: Moments, ovn: Ovn) -> Result<()> {
     let mut changed = ovn.changed();
+    let mut went_on = moments.changed();
     loop {
         let now = SystemTime::now();
         let views: Option<Vec<_>> = followed.ports.iter().map(|port| ovn.port(port)).collect();
@@ -71,7 +76,26 @@ async fn from_ovn(followed: Followed, moments: Moments, ovn: Ovn) -> Result<()> 
         {
             moments.note(moment, now);
         }
-        changed.next().await;
+        if let Some(moment) = place_seen(&ovn, &followed, &moments) {
+            moments.note(moment, now);
+        }
+        tokio::select! {
+            () = changed.next() => {}
+            // What the places mean depends on what has happened. The board outlives its feeders.
+            _ = went_on.changed() => {}
+        }
+    }
+}
+
+/// The moment that the places of the VM's addresses show: all of them must.
+fn place_seen(ovn: &Ovn, followed: &Followed, moments: &Moments) -> Option<Moment> {
+    let places = ovn.places(&followed.placed);
+    if place::all_in(&places, &followed.target) {
+        Some(Moment::Flipped)
+    } else if moments.at(Moment::Ended).is_some() && place::all_in(&places, &followed.source) {
+        Some(Moment::Kept)
+    } else {
+        None
     }
 }
 

@@ -4,12 +4,13 @@
 //! so each piece of work gets a thread of its own, which ends with it.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow};
 use dataplane_probe::report::Report;
-use dataplane_probe::run::{Config, Probe};
+use dataplane_probe::run::{Callee, Config, Probe};
 use dataplane_probe::watch;
 use tokio::sync::oneshot;
 
@@ -26,6 +27,16 @@ async fn inside<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
+    let receiver = begin(host, name, work)?;
+    receiver.await.map_err(|_| anyhow!("{name} panicked"))?
+}
+
+/// [`inside`] without waiting for it to end.
+pub(super) fn begin<T: Send + 'static>(
+    host: &Host,
+    name: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<oneshot::Receiver<Result<T>>> {
     let (sender, receiver) = oneshot::channel();
     let host = host.clone();
     thread::Builder::new()
@@ -36,27 +47,22 @@ async fn inside<T: Send + 'static>(
             _ = sender.send(done);
         })
         .context("start a thread")?;
-    receiver.await.map_err(|_| anyhow!("{name} panicked"))?
+    Ok(receiver)
 }
 
-/// A measurement from the client to a guest, in progress.
+/// A measurement between a host and a guest, in progress.
 pub(super) struct Measuring {
     probe: Probe,
     host: Host,
 }
 
 impl Measuring {
-    /// Begins to measure; returns when the first packet is due.
-    pub(super) async fn start(client: &Host, address: IpAddr, rate_hz: u32) -> Result<Self> {
-        let target = SocketAddr::new(address, REFLECTOR);
-        let config = Config {
-            rate_hz,
-            ..Config::new(target)
-        };
-        let probe = inside(client, "probe", move || Ok(Probe::start(config)?)).await?;
+    /// Begins to measure from a host; returns when the first packet is due.
+    pub(super) async fn start(host: &Host, config: Config) -> Result<Self> {
+        let probe = inside(host, "probe", move || Ok(Probe::start(config)?)).await?;
         Ok(Self {
             probe,
-            host: client.clone(),
+            host: host.clone(),
         })
     }
 
@@ -70,6 +76,16 @@ impl Measuring {
         }
         Ok(outcome.report)
     }
+}
+
+/// Listens on a host for a guest's calls.
+pub(super) async fn listen(host: &Host, address: IpAddr) -> Result<Arc<Callee>> {
+    let address = SocketAddr::new(address, 0);
+    inside(host, "listen", move || {
+        let callee = Callee::bind(address).with_context(|| format!("listen on {address}"))?;
+        Ok(Arc::new(callee))
+    })
+    .await
 }
 
 /// Says when the guest behind a tap sends its first frame after `resumed` resolves.

@@ -1,5 +1,6 @@
 //! Measurements without a migration: that the probe tells the truth.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -9,10 +10,11 @@ use crate::report::{Check, Direction, Measurement, NewConnections, Tcp};
 use crate::scenario::{Outage, Quiet};
 
 use super::Bench;
-use super::checks::Checks;
+use super::checks::{self, Checks};
 use super::dropping::drop_for;
-use super::inside::{Measuring, REFLECTOR};
-use super::vm::RunningVm;
+use super::flows::{Flows, Watched};
+use super::inside::REFLECTOR;
+use super::vm::{RunningVm, node_of};
 
 /// Measured before and after an outage.
 const MARGIN: Duration = Duration::from_secs(2);
@@ -25,12 +27,11 @@ pub(super) struct Done {
 
 /// Nothing happens, and nothing must be reported.
 pub(super) async fn quiet(bench: &Bench<'_>, vm: &RunningVm, quiet: &Quiet) -> Result<Done> {
-    let address = vm.probed(bench.probe.family)?;
-    let measuring =
-        Measuring::start(bench.lab.host("client")?, address, bench.probe.rate_hz).await?;
+    let node = node_of(bench.cluster.client(), &vm.spec).await?;
+    let flows = Flows::start(bench, vm, &[&node]).await?;
     sleep(Duration::from_secs(quiet.seconds.into())).await;
-    let measured = measuring.finish().await?;
-    let measurement = measurement(format!("{} s of nothing", quiet.seconds), vm, &measured);
+    let watched = flows.finish(vm).await?;
+    let measurement = measurement(format!("{} s of nothing", quiet.seconds), vm, &watched)?;
     let mut checks = Checks::default();
     for (way, direction) in [
         ("towards", &measurement.to_vm),
@@ -49,6 +50,9 @@ pub(super) async fn quiet(bench: &Bench<'_>, vm: &RunningVm, quiet: &Quiet) -> R
         );
     }
     arrived(&mut checks, &measurement);
+    let expected = watched.expected(&BTreeMap::new());
+    checks::flows(&mut checks, &measurement.vm, &measurement.flows, &expected);
+    checks::forbidden(&mut checks, &measurement.vm, &measurement.forbidden);
     Ok(Done {
         measurement,
         checks: checks.0,
@@ -58,16 +62,15 @@ pub(super) async fn quiet(bench: &Bench<'_>, vm: &RunningVm, quiet: &Quiet) -> R
 /// The client's link drops everything for a while, and exactly that must be reported: the kernel
 /// counts what it drops.
 pub(super) async fn outage(bench: &Bench<'_>, vm: &RunningVm, outage: &Outage) -> Result<Done> {
-    let address = vm.probed(bench.probe.family)?;
     let client = bench.lab.host("client")?;
-    let measuring = Measuring::start(client, address, bench.probe.rate_hz).await?;
+    let flows = Flows::primary(bench, vm).await?;
     sleep(MARGIN).await;
     let time = Duration::from_millis(outage.ms.into());
     let dropped = drop_for(client, REFLECTOR, time).await?;
     sleep(MARGIN).await;
-    let measured = measuring.finish().await?;
+    let watched = flows.finish(vm).await?;
 
-    let measurement = measurement(format!("{} ms outage", outage.ms), vm, &measured);
+    let measurement = measurement(format!("{} ms outage", outage.ms), vm, &watched)?;
     let mut checks = Checks::default();
     seen(
         &mut checks,
@@ -117,20 +120,19 @@ fn seen(checks: &mut Checks, way: &str, vm: &str, dropped: u64, direction: &Dire
     );
 }
 
-fn measurement(
-    what: String,
-    vm: &RunningVm,
-    measured: &dataplane_probe::report::Report,
-) -> Measurement {
-    Measurement {
+fn measurement(what: String, vm: &RunningVm, watched: &Watched) -> Result<Measurement> {
+    let measured = watched.primary()?;
+    Ok(Measurement {
         what,
         vm: vm.spec.key(),
         to_vm: (&measured.to_vm).into(),
         from_vm: (&measured.from_vm).into(),
         tcp: Tcp::of(measured),
         new_connections: NewConnections::of(measured),
+        flows: watched.flows(None),
+        forbidden: watched.forbidden(),
         caveats: measured.reasons.clone(),
-    }
+    })
 }
 
 fn arrived(checks: &mut Checks, measurement: &Measurement) {

@@ -19,8 +19,10 @@ use crate::scenario::{Failure, Kill, Migrate, Moment, Outcome};
 use super::Bench;
 use super::checks::{self, Checks};
 use super::feeders::{self, Followed};
-use super::inside::{self, FirstFrame, Measuring};
+use super::flows::{Flows, Watched};
+use super::inside::{self, FirstFrame};
 use super::moments::Moments;
+use super::place;
 use super::vm::{RunningVm, node_of};
 
 /// What is measured before the migration begins and after it has ended, so that its beginning and
@@ -47,15 +49,16 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
         source: node_of(client.clone(), &vm.spec).await?,
         target: migrate.to.clone(),
         ports: vm.ports().map(str::to_owned).collect(),
+        placed: vm.placed(),
     };
     bench.cluster.hypervisor.plan(&vm.domain, options(migrate));
     let moments = Moments::new();
     let events = bench.cluster.hypervisor.raw_events();
     let mut feeders = feeders::start(&followed, &moments, &client, bench.ovn, events);
 
-    let address = vm.probed(bench.probe.family)?;
-    let measuring =
-        Measuring::start(bench.lab.host("client")?, address, bench.probe.rate_hz).await?;
+    let gateway = place::gateway(bench, vm, &followed.source).await?;
+    let nodes = [followed.source.as_str(), followed.target.as_str()];
+    let flows = Flows::start(bench, vm, &nodes).await?;
     sleep(MARGIN).await;
     let mut disturbances = JoinSet::new();
     disturb(bench, &followed, migrate, &moments, &mut disturbances);
@@ -77,23 +80,18 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
         }
     };
     sleep(MARGIN).await;
-    let measured = measuring.finish().await?;
+    let watched = flows.finish(vm).await?;
 
     let resumed = moments.at(Moment::Resumed);
     let first_frame = match (first_frame, resumed) {
         (Some(watch), Some(resumed)) => watch.after(resumed).await,
         _ => None,
     };
-    let migration = assemble(
-        bench,
-        vm,
-        &followed,
-        &moments,
-        &handover,
-        first_frame,
-        &measured,
-    )?;
-    let checks = check(bench, vm, &followed, migrate, &migration).await?;
+    let mut migration = assemble(vm, &followed, &moments, &handover, first_frame, &watched)?;
+    let now = place::gateway(bench, vm, place_after(&followed, migration.outcome)).await?;
+    migration.gateway = place::compared(&gateway, &now);
+    let mut checks = check(bench, vm, &followed, migrate, &migration).await?;
+    checks.extend(check_flows(vm, migrate, &migration, &watched, bench)?);
     Ok(Done { migration, checks })
 }
 
@@ -194,14 +192,14 @@ async fn handover_ends(bench: &Bench<'_>, followed: &Followed) -> Result<Handove
 }
 
 fn assemble(
-    bench: &Bench<'_>,
     vm: &RunningVm,
     followed: &Followed,
     moments: &Moments,
     handover: &Handover,
     first_frame: Option<SystemTime>,
-    measured: &dataplane_probe::report::Report,
+    watched: &Watched,
 ) -> Result<report::Migration> {
+    let measured = watched.primary()?;
     let status = handover
         .status
         .as_ref()
@@ -232,7 +230,7 @@ fn assemble(
         vm: vm.spec.key(),
         source: followed.source.clone(),
         target: followed.target.clone(),
-        topology: bench.topology,
+        topology: vm.topology,
         strategy: "segue-agentless".to_owned(),
         outcome: match status.phase {
             handover::Phase::Succeeded => Outcome::Succeeded,
@@ -246,7 +244,7 @@ fn assemble(
             activated: from_pause(moments.at(Moment::Activated)),
             resumed: from_pause(resumed),
             guest_first_frame: from_pause(first_frame),
-            flipped: None,
+            flipped: from_pause(moments.at(Moment::Flipped)),
             finalised: from_pause(step(end)),
         },
         pause_ms,
@@ -257,6 +255,9 @@ fn assemble(
         from_vm: (&measured.from_vm).into(),
         tcp: report::Tcp::of(measured),
         new_connections: report::NewConnections::of(measured),
+        flows: watched.flows(resumed),
+        forbidden: watched.forbidden(),
+        gateway: Vec::new(),
         caveats: measured.reasons.clone(),
     })
 }
@@ -270,10 +271,7 @@ async fn check(
 ) -> Result<Vec<Check>> {
     let mut checks = Checks::default();
     checks::expectations(&mut checks, migration, &migrate.expect);
-    let place = match migration.outcome {
-        Outcome::Succeeded => &followed.target,
-        Outcome::RolledBack | Outcome::Failed => &followed.source,
-    };
+    let place = place_after(followed, migration.outcome);
     let guest = bench
         .cluster
         .hypervisor
@@ -287,6 +285,8 @@ async fn check(
         let now = bench.ovn.port(name);
         checks::port(&mut checks, name, now.as_ref(), before, place);
     }
+    place::check(&mut checks, bench.ovn, vm, place);
+    place::check_gateway(&mut checks, vm, &migration.gateway);
     if migrate.fail == Some(Failure::SwitchOver) {
         checks.that(
             format!("{} had paused before it failed to move", migration.vm),
@@ -320,6 +320,36 @@ async fn check(
             },
         );
     }
+    Ok(checks.0)
+}
+
+/// Where the guest is once it is over.
+fn place_after(followed: &Followed, outcome: Outcome) -> &str {
+    match outcome {
+        Outcome::Succeeded => &followed.target,
+        Outcome::RolledBack | Outcome::Failed => &followed.source,
+    }
+}
+
+/// What is expected of the flows but the primary one.
+fn check_flows(
+    vm: &RunningVm,
+    migrate: &Migrate,
+    migration: &report::Migration,
+    watched: &Watched,
+    bench: &Bench<'_>,
+) -> Result<Vec<Check>> {
+    let mut checks = Checks::default();
+    let expected = watched.expected(&migrate.expect.flows);
+    checks::flows(&mut checks, &migration.vm, &migration.flows, &expected);
+    for (flow, expect) in migration.flows.iter().zip(&expected) {
+        if let Some(nodes) = &expect.heard_from {
+            let translated = bench.gateways(nodes, flow.family)?;
+            let own = vm.probed(flow.family)?;
+            checks::heard_from(&mut checks, flow, &translated, own);
+        }
+    }
+    checks::forbidden(&mut checks, &migration.vm, &migration.forbidden);
     Ok(checks.0)
 }
 

@@ -7,15 +7,23 @@ mod checks;
 mod dropping;
 mod environment;
 mod feeders;
+mod flows;
+mod forbidden;
 mod inside;
 mod measure;
 mod migration;
 mod moments;
+mod networks;
 mod ovn;
+mod place;
+mod policies;
 mod single;
+mod surroundings;
 mod vm;
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,15 +33,18 @@ use futures::future::try_join_all;
 use tokio::sync::Mutex;
 
 use crate::cluster::{Cluster, Controller, Parts};
+use crate::lab::routed::outside_addresses;
 use crate::lab::{Lab, Progress};
 use crate::report::{self, Check, Environment, Report};
-use crate::scenario::{Probe, Scenario, Step, Topology};
+use crate::scenario::{Family, Peer, Scenario, Step};
 
 pub use single::SingleVm;
 
 use checks::Checks;
+use networks::Networks;
 use ovn::Ovn;
-use vm::{Networks, RunningVm};
+use surroundings::Surroundings;
+use vm::RunningVm;
 
 /// Runs scenarios, one after the other, on one lab.
 pub struct Runner<'a> {
@@ -43,6 +54,8 @@ pub struct Runner<'a> {
     ovn: Ovn,
     environment: Environment,
     migrations: AtomicU32,
+    /// Addresses of VMs that had a place; none may have one in the end.
+    placed: BTreeSet<IpAddr>,
 }
 
 /// What a scenario's steps work with.
@@ -51,12 +64,36 @@ struct Bench<'a> {
     cluster: &'a Cluster,
     controller: Arc<Mutex<Controller>>,
     ovn: &'a Ovn,
-    probe: &'a Probe,
-    topology: Topology,
+    networks: &'a Networks<'a>,
+    scenario: &'a Scenario,
     migrations: &'a AtomicU32,
 }
 
 impl Bench<'_> {
+    /// An address of a peer that VMs call.
+    fn address_of(&self, peer: Peer, family: Family) -> Result<IpAddr> {
+        let addresses = match peer {
+            Peer::Outside => outside_addresses().to_vec(),
+            Peer::Client => {
+                let topology = self.scenario.topology;
+                self.networks.client_addresses(topology, 1)?
+            }
+        };
+        let address = flows::of_family(addresses, family);
+        address.with_context(|| format!("{} has no {family:?} address", peer.host()))
+    }
+
+    /// The addresses, outside, of nodes' gateways.
+    fn gateways(&self, nodes: &[String], family: Family) -> Result<Vec<IpAddr>> {
+        let network = self.networks.routed()?;
+        let address = |node: &String| {
+            let (v4, v6) = network.gateway_address(node)?;
+            let address = flows::of_family([v4.into(), v6.into()], family);
+            address.with_context(|| format!("gateway {node} has no {family:?} address"))
+        };
+        nodes.iter().map(address).collect()
+    }
+
     /// A name for the next migration object of a VM, as KubeVirt's own are made up.
     fn next_name(&self, vm: &str) -> String {
         format!(
@@ -74,10 +111,13 @@ impl<'a> Runner<'a> {
         Ok(Self {
             lab,
             environment: environment::of(lab, kubernetes, parts.accel).await?,
-            networks: Networks::open(lab).await?,
+            networks: Networks::open(lab)
+                .await?
+                .with_arp_proxy(parts.arp_proxy.clone()),
             ovn: Ovn::follow(lab).await?,
             cluster,
             migrations: AtomicU32::new(1),
+            placed: BTreeSet::new(),
         })
     }
 
@@ -103,47 +143,68 @@ impl<'a> Runner<'a> {
         report
     }
 
-    /// Boots the VMs, takes the steps, and removes the VMs whatever came of it.
+    /// Sets the scenario up, takes its steps, and takes it down whatever came of it.
     async fn run_into(
         &mut self,
         scenario: &Scenario,
         report: &mut Report,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let ended = match self.boot(scenario, progress).await {
-            Ok(vms) => self.steps(scenario, &vms, report, progress).await,
-            Err(error) => Err(error),
-        };
-        let mut checks = Checks::default();
+        self.networks.prepare(scenario).await?;
+        let mut surroundings = Surroundings::new();
+        let ended = self
+            .play(scenario, &mut surroundings, report, progress)
+            .await;
+        let placed = surroundings.placed();
+        let mut checks = Checks(surroundings.take_down(&self.networks).await);
+        self.placed.extend(placed);
         for spec in &scenario.vms {
-            let removed = vm::remove(self.cluster.client(), &self.networks, spec).await;
-            checks.that(
-                format!("{} can be removed", spec.key()),
-                removed.is_ok(),
-                || {
-                    removed
-                        .err()
-                        .map_or_else(String::new, |error| format!("{error:#}"))
-                },
-            );
+            let client = self.cluster.client();
+            let removed = vm::remove(client, &self.networks, scenario.topology, spec).await;
+            checks.worked(format!("{} can be removed", spec.key()), &removed);
         }
+        let client = self.cluster.client();
+        let deleted = policies::delete(client, &scenario.policies).await;
+        checks.worked("the policies can be deleted", &deleted);
         report.checks.append(&mut checks.0);
         ended
     }
 
-    async fn boot(
-        &mut self,
-        scenario: &Scenario,
+    async fn play<'s>(
+        &'s self,
+        scenario: &'s Scenario,
+        surroundings: &mut Surroundings<'s>,
+        report: &mut Report,
         progress: &dyn Progress,
-    ) -> Result<Vec<RunningVm>> {
+    ) -> Result<()> {
+        policies::apply(self.cluster.client(), &scenario.policies).await?;
+        let mut vms = self.boot(scenario, progress).await?;
+        let bench = Bench {
+            lab: self.lab,
+            cluster: &self.cluster,
+            controller: Arc::clone(&self.cluster.controller),
+            ovn: &self.ovn,
+            networks: &self.networks,
+            scenario,
+            migrations: &self.migrations,
+        };
+        surroundings.set_up(&bench, &mut vms).await?;
+        for step in &scenario.steps {
+            take(&bench, &vms, step, report, progress).await?;
+        }
+        Ok(())
+    }
+
+    async fn boot(&self, scenario: &Scenario, progress: &dyn Progress) -> Result<Vec<RunningVm>> {
         let mut vms = Vec::new();
-        for (host, spec) in (vm::FIRST_HOST..).zip(&scenario.vms) {
+        for (host, spec) in (networks::FIRST_HOST..).zip(&scenario.vms) {
             progress.step(&format!("Booting {} on {}", spec.key(), spec.node));
             let vm = RunningVm::start(
                 self.lab,
                 self.cluster.client(),
-                &mut self.networks,
+                &self.networks,
                 &self.ovn,
+                scenario.topology,
                 host,
                 spec,
             );
@@ -152,31 +213,16 @@ impl<'a> Runner<'a> {
         Ok(vms)
     }
 
-    async fn steps(
-        &self,
-        scenario: &Scenario,
-        vms: &[RunningVm],
-        report: &mut Report,
-        progress: &dyn Progress,
-    ) -> Result<()> {
-        let bench = Bench {
-            lab: self.lab,
-            cluster: &self.cluster,
-            controller: Arc::clone(&self.cluster.controller),
-            ovn: &self.ovn,
-            probe: &scenario.probe,
-            topology: scenario.topology,
-            migrations: &self.migrations,
-        };
-        for step in &scenario.steps {
-            take(&bench, vms, step, report, progress).await?;
-        }
-        Ok(())
-    }
-
     /// Ends the cluster; the lab stays.
+    ///
+    /// # Errors
+    /// When something does not end, or what the VMs were is left in OVN.
     pub async fn stop(self) -> Result<()> {
-        self.cluster.stop().await
+        let placed: Vec<_> = self.placed.into_iter().collect();
+        // Once for all scenarios: the controller waits a while for a port that may come back.
+        let forgotten = place::settled(&self.ovn, &placed, None).await;
+        self.cluster.stop().await?;
+        forgotten.context("after the last VM is gone")
     }
 }
 

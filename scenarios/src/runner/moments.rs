@@ -49,6 +49,11 @@ impl Moments {
         }
     }
 
+    /// Tells of every new moment.
+    pub(super) fn changed(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     /// What has happened, in the order it did: for messages.
     pub(super) fn so_far(&self) -> String {
         let times = self.times.lock().unwrap_or_else(PoisonError::into_inner);

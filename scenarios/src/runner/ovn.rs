@@ -1,6 +1,7 @@
 //! What OVN's databases say of a port, read independently of the controller.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use ovsdb_rs::{Client, ClientOptions, Endpoints, Replica};
@@ -18,6 +19,12 @@ ovsdb_rs::table! {
     }
 
     #[derive(Eq)]
+    struct AddressSet in "Address_Set" {
+        addresses: Vec<String>,
+        external_ids: BTreeMap<String, String>,
+    }
+
+    #[derive(Eq)]
     struct PortBinding in "Port_Binding" {
         logical_port: String,
         chassis: Option<Uuid>,
@@ -30,6 +37,13 @@ ovsdb_rs::table! {
         name: String,
     }
 }
+
+/// The key of an address set that says whose gateway the traffic of its addresses takes
+/// (docs/routed.md).
+const PLACE: &str = "segue.io/chassis";
+
+/// Names of the chassis in whose sets each address is.
+pub(super) type Places = BTreeMap<IpAddr, BTreeSet<String>>;
 
 /// Both databases, followed.
 #[derive(Clone)]
@@ -66,6 +80,7 @@ impl Ovn {
         };
         let north = Replica::builder("OVN_Northbound")
             .table::<LogicalSwitchPort>()
+            .table::<AddressSet>()
             .start(&connect(lab.nb_endpoint()).await?)?;
         let south = Replica::builder("OVN_Southbound")
             .table::<PortBinding>()
@@ -112,6 +127,33 @@ impl Ovn {
             view.activated = list(binding.options.get("additional-chassis-activated"));
         }
         Some(view)
+    }
+}
+
+impl Ovn {
+    /// Names of the chassis in whose sets each of these addresses is.
+    pub(super) fn places(&self, addresses: &[IpAddr]) -> Places {
+        let north = self.north.snapshot();
+        let mut places: Places = addresses
+            .iter()
+            .map(|address| (*address, BTreeSet::new()))
+            .collect();
+        for (_, set) in north.iter::<AddressSet>() {
+            let Some(chassis) = set.external_ids.get(PLACE) else {
+                continue;
+            };
+            let members: BTreeSet<IpAddr> = set
+                .addresses
+                .iter()
+                .filter_map(|address| address.parse().ok())
+                .collect();
+            for (address, places) in &mut places {
+                if members.contains(address) {
+                    places.insert(chassis.clone());
+                }
+            }
+        }
+        places
     }
 }
 

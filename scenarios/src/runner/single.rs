@@ -8,10 +8,14 @@ use kube::{Api, Client};
 use crate::cluster;
 use crate::kubevirt::VirtualMachineInstance;
 use crate::lab::{Host, Lab};
-use crate::scenario::Vm;
+use crate::scenario::{Topology, Vm};
 
+use super::networks::{Networks, ports_of};
 use super::ovn::Ovn;
-use super::vm::{self, Networks, RunningVm};
+use super::vm::{self, RunningVm};
+
+/// The simpler one, for a person to begin with.
+const TOPOLOGY: Topology = Topology::Shared;
 
 /// A VM that does not exist yet. The calling process is in central's network namespace.
 pub struct SingleVm<'a> {
@@ -52,13 +56,14 @@ impl<'a> SingleVm<'a> {
     /// After an error and after dropping the future, [`tidy`](Self::tidy) undoes what was half done.
     pub async fn start(&self) -> Result<Vec<IpAddr>> {
         let spec = &self.spec;
-        let mut networks = Networks::open(self.lab).await?;
+        let networks = Networks::open(self.lab).await?;
         // The port of an earlier VM of this name.
-        vm::remove(self.client.clone(), &networks, spec).await?;
+        vm::remove(self.client.clone(), &networks, TOPOLOGY, spec).await?;
         let host = networks.free_host().await?;
         let ovn = Ovn::follow(self.lab).await?;
         let client = self.client.clone();
-        let running = RunningVm::start(self.lab, client, &mut networks, &ovn, host, spec).await?;
+        let running =
+            RunningVm::start(self.lab, client, &networks, &ovn, TOPOLOGY, host, spec).await?;
         Ok(running.addresses().collect())
     }
 
@@ -69,7 +74,7 @@ impl<'a> SingleVm<'a> {
         let exists = self.exists().await?;
         if !exists {
             let networks = Networks::open(self.lab).await?;
-            vm::remove(self.client.clone(), &networks, &self.spec).await?;
+            vm::remove(self.client.clone(), &networks, TOPOLOGY, &self.spec).await?;
         }
         Ok(exists)
     }
@@ -84,6 +89,6 @@ impl<'a> SingleVm<'a> {
 
     /// Names of its logical switch ports.
     pub fn ports(&self) -> Vec<String> {
-        vm::ports_of(&self.spec)
+        ports_of(&self.spec)
     }
 }

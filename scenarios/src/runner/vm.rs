@@ -1,7 +1,7 @@
 //! VMs of a scenario: their ports, their objects, their guests.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -12,23 +12,17 @@ use tokio::time::timeout;
 
 use crate::cluster::{self, VmPort};
 use crate::kubevirt::{VirtualMachineInstance, VmiPhase};
-use crate::lab::topology::{SharedSwitch, Subnet};
 use crate::lab::{Lab, Nic};
-use crate::scenario::{Family, FoundBy, Requested, Vm};
+use crate::report::Tried;
+use crate::scenario::{Family, Requested, Topology, Vm};
 
-use super::inside;
+use super::flows::of_family;
+use super::networks::Networks;
 use super::ovn::{Ovn, PortView};
+use super::{inside, place};
 
-/// Host numbers of guests in each subnet; the client has a lower one.
-pub(super) const FIRST_HOST: u8 = 10;
 /// An emulated guest boots in a few seconds, in more on a busy machine.
 const BOOT_DEADLINE: Duration = Duration::from_secs(90);
-
-/// The networks of a lab, with the client on each.
-pub(super) struct Networks<'a> {
-    lab: &'a Lab,
-    switches: Vec<SharedSwitch<'a>>,
-}
 
 /// A VM that runs.
 pub(super) struct RunningVm {
@@ -38,96 +32,47 @@ pub(super) struct RunningVm {
     pub domain: String,
     /// Its interfaces, the first on the pod network.
     pub nics: Vec<Nic>,
+    /// How its network is laid out.
+    pub topology: Topology,
     /// How its ports were before the first migration, by name.
     pub before: BTreeMap<String, PortView>,
-}
-
-impl<'a> Networks<'a> {
-    /// The first network, created unless it is there: the client is plugged into it already.
-    pub(super) async fn open(lab: &'a Lab) -> Result<Self> {
-        let first = SharedSwitch::ensure(lab, Subnet(0)).await?;
-        Ok(Self {
-            lab,
-            switches: vec![first],
-        })
-    }
-
-    /// The lowest host number that no guest has on the first network.
-    pub(super) async fn free_host(&self) -> Result<u8> {
-        let first = self.switches.first().context("no network")?;
-        first.free_host(FIRST_HOST).await
-    }
-
-    /// Makes sure that there are `count` networks.
-    pub(super) async fn ensure(&mut self, count: u8) -> Result<()> {
-        for number in u8::try_from(self.switches.len())?..count {
-            let switch = SharedSwitch::create(self.lab, Subnet(number)).await?;
-            let interface = format!("eth{number}");
-            self.lab
-                .plug_client(&interface, &switch.subnet().client())
-                .await?;
-            self.switches.push(switch);
-        }
-        Ok(())
-    }
-
-    fn with_ports(&self, vm: &Vm) -> impl Iterator<Item = &SharedSwitch<'a>> {
-        self.switches.iter().take(usize::from(vm.ports))
-    }
-}
-
-/// The name of a VM's port on network `number`.
-fn lsp_name(vm: &Vm, number: u8) -> String {
-    let (name, namespace) = (&vm.name, &vm.namespace);
-    match (vm.found_by, number) {
-        (FoundBy::Label, _) => format!("{namespace}-{name}-{number}"),
-        (FoundBy::KubeOvnName, 0) => format!("{name}.{namespace}"),
-        (FoundBy::KubeOvnName, _) => format!("{name}.{namespace}.net{number}.{namespace}.ovn"),
-    }
-}
-
-/// The names of all its ports.
-pub(super) fn ports_of(vm: &Vm) -> Vec<String> {
-    (0..vm.ports).map(|number| lsp_name(vm, number)).collect()
+    /// Where flows through a load balancer go, by the flow's name.
+    pub node_ports: BTreeMap<String, Vec<SocketAddr>>,
+    /// What came of forbidden flows before they were forbidden, by name.
+    pub proofs: BTreeMap<String, Tried>,
 }
 
 impl RunningVm {
-    /// Creates the ports and the VMI, and returns once the guest answers on all its addresses.
-    /// `host` is the guest's number in every subnet.
+    /// Creates the ports and the VMI, and returns once the guest answers on all its addresses and, in
+    /// the routed topology, its traffic has a place. `host` is the guest's number in every subnet.
     pub(super) async fn start(
         lab: &Lab,
         client: Client,
-        networks: &mut Networks<'_>,
+        networks: &Networks<'_>,
         ovn: &Ovn,
+        topology: Topology,
         host: u8,
         spec: &Vm,
     ) -> Result<Self> {
-        networks.ensure(spec.ports).await?;
-        let mut nics = Vec::new();
-        for switch in networks.with_ports(spec) {
-            let nic = switch
-                .subnet()
-                .nic(&lsp_name(spec, switch.subnet().0), host);
-            let key = spec.key();
-            let label: &[_] = match spec.found_by {
-                FoundBy::Label => &[("segue.io/vm", key.as_str())],
-                FoundBy::KubeOvnName => &[],
-            };
-            switch.add_port(&nic, label).await?;
-            if spec.requested_chassis == Requested::Node {
-                let option = format!("requested-chassis={}", spec.node);
+        let nics = networks.add_ports(topology, spec, host).await?;
+        if spec.requested_chassis == Requested::Node {
+            let option = format!("requested-chassis={}", spec.node);
+            for nic in &nics {
                 lab.nbctl(["lsp-set-options", &nic.lsp, &option]).await?;
             }
-            nics.push(nic);
         }
         create_vmi(client, spec, &nics).await?;
         let mut vm = Self {
             domain: format!("{}_{}", spec.namespace, spec.name),
             spec: spec.clone(),
+            topology,
             nics,
             before: BTreeMap::new(),
+            node_ports: BTreeMap::new(),
+            proofs: BTreeMap::new(),
         };
         vm.wait_reachable(lab, ovn).await?;
+        place::settled(ovn, &vm.placed(), Some(&spec.node)).await?;
         Ok(vm)
     }
 
@@ -169,22 +114,40 @@ impl RunningVm {
 
     /// All its addresses.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.nics.iter().flat_map(addresses_of)
+        self.nics.iter().flat_map(Nic::addresses)
     }
 
-    /// The address that is probed.
+    /// Its addresses whose outside traffic depends on where it is.
+    pub(super) fn placed(&self) -> Vec<IpAddr> {
+        let routed = self.topology == Topology::Routed;
+        let first = self.nics.first().filter(|_| routed);
+        first.into_iter().flat_map(Nic::addresses).collect()
+    }
+
+    /// The load balancer's address for a flow.
+    pub(super) fn node_port(&self, flow: &str, family: Family) -> Result<SocketAddr> {
+        let ports = self.node_ports.get(flow).into_iter().flatten();
+        let mut wanted = ports.filter(|port| port.is_ipv4() == (family == Family::Ipv4));
+        let port = wanted.next().copied();
+        port.with_context(|| format!("flow {flow} has no {family:?} load balancer"))
+    }
+
+    /// The address that is probed: its first port's.
     pub(super) fn probed(&self, family: Family) -> Result<IpAddr> {
-        let wanted = |address: &IpAddr| address.is_ipv4() == (family == Family::Ipv4);
-        self.addresses()
-            .find(wanted)
-            .with_context(|| format!("{} has no {family:?} address", self.spec.key()))
+        self.probed_at(0, family)
     }
-}
 
-fn addresses_of(nic: &Nic) -> impl Iterator<Item = IpAddr> + use<> {
-    let v4 = nic.v4.map(|(address, _)| IpAddr::V4(address));
-    let v6 = nic.v6.map(|(address, _)| IpAddr::V6(address));
-    v4.into_iter().chain(v6)
+    /// The address of one of its ports that is probed.
+    pub(super) fn probed_at(&self, port: u8, family: Family) -> Result<IpAddr> {
+        let nic = self.nics.get(usize::from(port));
+        nic.and_then(|nic| of_family(nic.addresses(), family))
+            .with_context(|| {
+                format!(
+                    "{} has no {family:?} address at port {port}",
+                    self.spec.key()
+                )
+            })
+    }
 }
 
 async fn create_vmi(client: Client, spec: &Vm, nics: &[Nic]) -> Result<()> {
@@ -199,7 +162,7 @@ async fn create_vmi(client: Client, spec: &Vm, nics: &[Nic]) -> Result<()> {
             },
             lsp: nic.lsp.clone(),
             mac: nic.mac.to_string(),
-            addresses: addresses_of(nic).collect(),
+            addresses: nic.addresses().collect(),
         })
         .collect();
     let (namespace, name) = (&spec.namespace, &spec.name);
@@ -240,11 +203,14 @@ async fn boot(client: Client, spec: &Vm, object: &VirtualMachineInstance) -> Res
 }
 
 /// Deletes a VMI and its ports as far as they are there, and returns once the guest is gone.
-pub(super) async fn remove(client: Client, networks: &Networks<'_>, spec: &Vm) -> Result<()> {
+pub(super) async fn remove(
+    client: Client,
+    networks: &Networks<'_>,
+    topology: Topology,
+    spec: &Vm,
+) -> Result<()> {
     let deleted = cluster::delete_vm(client, &spec.namespace, &spec.name).await;
-    for switch in networks.with_ports(spec) {
-        switch.del_port(&lsp_name(spec, switch.subnet().0)).await?;
-    }
+    networks.remove_ports(topology, spec).await?;
     deleted
 }
 

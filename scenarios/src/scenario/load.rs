@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::{Migrate, Scenario, Step};
+use dataplane_probe::run::MAX_RATE_HZ;
+
+use super::{Family, Flow, Gateway, Migrate, Opener, Peer, Scenario, Step, Topology};
 
 /// A scenario file that cannot be run.
 ///
@@ -70,17 +72,15 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Scenario, ScenarioError> 
     Ok(scenario)
 }
 
-/// Nodes that guests can run on. The lab's last node carries the client, so that what is measured
+/// Nodes that guests start on. The lab's last node carries the client, so that what is measured
 /// crosses the underlay before and after.
-pub(crate) const GUEST_NODES: [&str; 2] = ["node1", "node2"];
+const GUEST_NODES: [&str; 2] = ["node1", "node2"];
+/// The last node; a guest in the routed topology, which needs a third place to go to, may visit it.
+const LAST_NODE: &str = "node3";
+/// The name of the primary flow.
+pub const PRIMARY: &str = "east-west";
 
 fn check(scenario: &Scenario) -> Result<(), String> {
-    let is_name = |text: &str| {
-        !text.is_empty()
-            && text.chars().all(|letter| {
-                letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-'
-            })
-    };
     if !is_name(&scenario.name) {
         return Err(format!(
             "name {:?}: lower-case letters, digits and dashes only",
@@ -90,6 +90,7 @@ fn check(scenario: &Scenario) -> Result<(), String> {
     if scenario.vms.is_empty() || scenario.steps.is_empty() {
         return Err("a scenario has at least one VM and one step".to_owned());
     }
+    check_topology(scenario)?;
     let mut names = BTreeSet::new();
     for vm in &scenario.vms {
         if !is_name(&vm.name) || !is_name(&vm.namespace) {
@@ -98,30 +99,117 @@ fn check(scenario: &Scenario) -> Result<(), String> {
         if !names.insert(vm.name.as_str()) {
             return Err(format!("VM {}: there are two of that name", vm.name));
         }
-        node(&vm.node)?;
+        one_of(&vm.node, &GUEST_NODES)?;
         if !(1..=2).contains(&vm.ports) {
             return Err(format!("VM {}: it can have 1 or 2 ports", vm.name));
         }
     }
+    let mut flows = BTreeSet::from([PRIMARY]);
+    for flow in &scenario.flows {
+        if !is_name(&flow.name) || !flows.insert(&flow.name) {
+            return Err(format!(
+                "flow {:?}: flows have names of their own, of lower-case letters, digits and dashes",
+                flow.name
+            ));
+        }
+        check_flow(flow, scenario).map_err(|why| format!("flow {}: {why}", flow.name))?;
+    }
     for step in &scenario.steps {
-        check_step(step, &names)?;
+        check_step(step, scenario)?;
     }
     Ok(())
 }
 
-fn check_step(step: &Step, vms: &BTreeSet<&str>) -> Result<(), String> {
+fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && text
+            .chars()
+            .all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-')
+}
+
+/// What only the routed topology has.
+fn check_topology(scenario: &Scenario) -> Result<(), String> {
+    if scenario.topology == Topology::Routed {
+        return Ok(());
+    }
+    let outside = |flow: &Flow| flow.peer == Peer::Outside || flow.through.is_some();
+    for (what, there) in [
+        ("gateway", scenario.gateway != Gateway::default()),
+        ("snat", scenario.snat),
+        (
+            "a flow with the outside",
+            scenario.flows.iter().any(outside),
+        ),
+    ] {
+        if there {
+            return Err(format!("{what}: only with `topology: routed`"));
+        }
+    }
+    Ok(())
+}
+
+fn check_flow(flow: &Flow, scenario: &Scenario) -> Result<(), String> {
+    let by_vm = flow.opened_by == Opener::Vm;
+    if let Some(vm) = scenario.vms.iter().find(|vm| vm.ports <= flow.port) {
+        return Err(format!("VM {} has no port {}", vm.name, flow.port));
+    }
+    let plain = flow.peer == Peer::Client && !by_vm && !flow.forbidden;
+    if flow.port > 0 && !plain {
+        return Err("with the second port there is only what the client opens".to_owned());
+    }
+    if let Some(node) = &flow.through {
+        one_of(node, &nodes(scenario.topology))?;
+        if by_vm || flow.peer != Peer::Outside {
+            return Err(
+                "through a gateway's load balancer comes what the outside opens".to_owned(),
+            );
+        }
+        if scenario.vms.len() > 1 {
+            return Err("a load balancer has one VM behind it".to_owned());
+        }
+    }
+    if flow.forbidden {
+        if by_vm || flow.through.is_some() {
+            return Err(
+                "what is forbidden is what the peer sends to the VM's own address".to_owned(),
+            );
+        }
+        if let Some(vm) = scenario.vms.iter().find(|vm| !vm.isolated) {
+            return Err(format!(
+                "nothing forbids it: VM {} is not `isolated: true`",
+                vm.name
+            ));
+        }
+    }
+    let translated = scenario.snat && flow.peer == Peer::Outside && flow.family != Family::Ipv6;
+    if translated && !by_vm && flow.through.is_none() {
+        return Err(
+            "with `snat` the guests' own addresses cannot be reached from outside".to_owned(),
+        );
+    }
+    (1..=MAX_RATE_HZ)
+        .contains(&flow.rate_hz)
+        .then_some(())
+        .ok_or_else(|| format!("rate_hz is 1 to {MAX_RATE_HZ}"))
+}
+
+fn check_step(step: &Step, scenario: &Scenario) -> Result<(), String> {
     let known = |vm: &str| {
-        vms.contains(vm)
+        let vms = &scenario.vms;
+        vms.iter()
+            .any(|there| there.name == vm)
             .then_some(())
             .ok_or_else(|| format!("a step names VM {vm:?}, which is not among the vms"))
     };
     match step {
-        Step::Migrate(migrate) => known(&migrate.vm).and_then(|()| check_migrate(migrate)),
+        Step::Migrate(migrate) => {
+            known(&migrate.vm).and_then(|()| check_migrate(migrate, scenario))
+        }
         Step::Together(migrations) => {
             let mut moving = BTreeSet::new();
             for migrate in migrations {
                 known(&migrate.vm)?;
-                check_migrate(migrate)?;
+                check_migrate(migrate, scenario)?;
                 if !moving.insert(&migrate.vm) {
                     return Err(format!("VM {} cannot migrate twice at once", migrate.vm));
                 }
@@ -136,21 +224,43 @@ fn check_step(step: &Step, vms: &BTreeSet<&str>) -> Result<(), String> {
     }
 }
 
-fn check_migrate(migrate: &Migrate) -> Result<(), String> {
+fn check_migrate(migrate: &Migrate, scenario: &Scenario) -> Result<(), String> {
     if migrate.cancel_at.is_some() && migrate.fail.is_some() {
         return Err(format!(
             "VM {}: a migration is cancelled or fails, not both",
             migrate.vm
         ));
     }
-    node(&migrate.to)
+    for (name, expect) in &migrate.expect.flows {
+        let flow = scenario.flows.iter().find(|flow| flow.name == *name);
+        let Some(flow) = flow.filter(|flow| !flow.forbidden) else {
+            return Err(format!(
+                "a migration of {} expects something of flow {name:?}, which is not among the flows \
+                 that are measured",
+                migrate.vm
+            ));
+        };
+        if expect.heard_from.is_some() && flow.opened_by != Opener::Vm {
+            return Err(format!("flow {name}: heard_from is of what the VM opens"));
+        }
+    }
+    one_of(&migrate.to, &nodes(scenario.topology))
 }
 
-fn node(name: &str) -> Result<(), String> {
-    GUEST_NODES
+/// Where guests can go.
+fn nodes(topology: Topology) -> Vec<&'static str> {
+    let mut nodes = GUEST_NODES.to_vec();
+    if topology == Topology::Routed {
+        nodes.push(LAST_NODE);
+    }
+    nodes
+}
+
+fn one_of(name: &str, nodes: &[&str]) -> Result<(), String> {
+    nodes
         .contains(&name)
         .then_some(())
-        .ok_or_else(|| format!("node {name:?}: guests run on {}", GUEST_NODES.join(" and ")))
+        .ok_or_else(|| format!("node {name:?}: it can be {}", nodes.join(" or ")))
 }
 
 #[cfg(test)]
@@ -244,6 +354,64 @@ steps:
             ("name: one", "name: One more", "One more"),
         ] {
             let message = error(&GOOD.replace(from, to));
+            assert!(message.contains(needle), "{message}");
+        }
+    }
+
+    const ROUTED: &str = "\
+name: two
+about: One VM moves and is called from outside.
+topology: routed
+snat: true
+policies:
+  - {name: keep, spec: {routing: {keepEgressSeconds: 5}}}
+vms:
+  - {name: web, node: node1, isolated: true}
+flows:
+  - {name: out, peer: outside, opened_by: vm}
+  - {name: shut, forbidden: true, rate_hz: 500}
+  - {name: port, peer: outside, through: node1}
+steps:
+  - migrate: {vm: web, to: node3, expect: {flows: {out: {tcp_survives: false, heard_from: [node1]}}}}
+";
+
+    #[test]
+    fn flows_have_defaults_and_expectations() {
+        let scenario = parse(Path::new("x.yaml"), ROUTED).unwrap();
+        assert_eq!(scenario.policies[0].spec["routing"]["keepEgressSeconds"], 5);
+        assert_eq!(scenario.flows[0].rate_hz, 100);
+        assert_eq!(scenario.flows[1].peer, Peer::Client);
+        let Step::Migrate(migrate) = &scenario.steps[0] else {
+            panic!("a migration");
+        };
+        let out = &migrate.expect.flows["out"];
+        assert_eq!((out.tcp_survives, out.max_duplicated), (false, Some(0)));
+    }
+
+    #[test]
+    fn a_flow_that_cannot_be_is_refused() {
+        for (from, to, needle) in [
+            (
+                "topology: routed",
+                "topology: shared",
+                "only with `topology: routed`",
+            ),
+            ("isolated: true", "isolated: false", "nothing forbids it"),
+            ("name: out", "name: east-west", "names of their own"),
+            ("name: shut,", "name: out,", "names of their own"),
+            ("flows: {out", "flows: {shut", "shut"),
+            ("flows: {out", "flows: {port", "heard_from"),
+            ("through: node1", "through: node7", "node7"),
+            (", through: node1", "", "cannot be reached from outside"),
+            ("rate_hz: 500", "port: 1", "no port 1"),
+            ("rate_hz: 500", "rate_hz: 0", "rate_hz"),
+            (
+                "opened_by: vm",
+                "opened_by: vm, through: node1",
+                "the outside opens",
+            ),
+        ] {
+            let message = error(&ROUTED.replace(from, to));
             assert!(message.contains(needle), "{message}");
         }
     }

@@ -3,11 +3,15 @@
 //! A file is YAML. Unknown keys, wrong types and names that refer to nothing are errors that show
 //! the place. The fields' documentation below is the format's reference.
 
+mod expect;
+mod flow;
 mod load;
 
 use serde::Deserialize;
 
-pub use load::{ScenarioError, load};
+pub use expect::{Expect, FlowExpect, Outcome};
+pub use flow::{Family, Flow, Opener, Peer, Probe};
+pub use load::{PRIMARY, ScenarioError, load};
 
 /// One scenario: a few VMs, what happens to them, what is expected.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -20,11 +24,24 @@ pub struct Scenario {
     /// How the VMs' networks are laid out.
     #[serde(default)]
     pub topology: Topology,
+    /// Who answers for the guests' gateway, in the routed topology.
+    #[serde(default)]
+    pub gateway: Gateway,
+    /// Whether the gateways translate the guests' IPv4 addresses towards the outside, in the routed
+    /// topology. The guests' own addresses cannot be reached from outside then.
+    #[serde(default)]
+    pub snat: bool,
+    /// `HandoverPolicies` that are there before the first VM is and go with the last.
+    #[serde(default)]
+    pub policies: Vec<Policy>,
     /// The VMs; all of them run before the first step.
     pub vms: Vec<Vm>,
-    /// How their peers' view is measured.
+    /// How their peer on the same network sees them: the primary flow of each VM, `east-west`.
     #[serde(default)]
     pub probe: Probe,
+    /// What else is watched, of every VM.
+    #[serde(default)]
+    pub flows: Vec<Flow>,
     /// What happens, one after the other.
     pub steps: Vec<Step>,
 }
@@ -36,6 +53,30 @@ pub enum Topology {
     /// One logical switch spans the nodes; the port gets two chassis for a while.
     #[default]
     Shared,
+    /// The guest's first port has an address and a gateway that is the same everywhere, and each
+    /// node has a gateway to the outside; further ports are on shared switches.
+    Routed,
+}
+
+/// Who answers for the guests' gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gateway {
+    /// OVN's `arp_proxy`, with its Ethernet address (23.06 and later).
+    #[default]
+    Ovn,
+    /// The program arp-proxy, on each node.
+    ArpProxy,
+}
+
+/// A `HandoverPolicy` of the cluster.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Its name.
+    pub name: String,
+    /// Its `spec`, as it is written in a manifest.
+    pub spec: serde_json::Value,
 }
 
 /// One VM.
@@ -49,7 +90,7 @@ pub struct Vm {
     pub namespace: String,
     /// The node it starts on.
     pub node: String,
-    /// How many ports it has, each on a network of its own.
+    /// How many ports it has, each on a network of its own. The topology is the first one's.
     #[serde(default = "defaults::ports")]
     pub ports: u8,
     /// What `requested-chassis` says before the first migration.
@@ -58,6 +99,10 @@ pub struct Vm {
     /// How segue is to find its ports.
     #[serde(default)]
     pub found_by: FoundBy,
+    /// Its ports are in a port group whose ACLs let in what the flows are made of and nothing else.
+    /// Flows that are `forbidden` must pass before, and not once after.
+    #[serde(default)]
+    pub isolated: bool,
     /// Guest memory in MiB.
     #[serde(default = "defaults::memory")]
     pub memory_mib: u32,
@@ -90,35 +135,6 @@ pub enum FoundBy {
     Label,
     /// Kube-OVN's port names, `<vm>.<namespace>[.<provider>]`.
     KubeOvnName,
-}
-
-/// How a VM's peers' view is measured.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Probe {
-    /// Packets a second in each direction.
-    pub rate_hz: u32,
-    /// Address family.
-    pub family: Family,
-}
-
-impl Default for Probe {
-    fn default() -> Self {
-        Self {
-            rate_hz: 1_000,
-            family: Family::Ipv4,
-        }
-    }
-}
-
-/// Address family of the probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Family {
-    /// IPv4.
-    Ipv4,
-    /// IPv6.
-    Ipv6,
 }
 
 /// One thing that happens.
@@ -203,8 +219,12 @@ pub enum Moment {
     Activated,
     /// The guest resumed on the target.
     Resumed,
+    /// Every address of the VM is in the target's set, and in no other (T2 is in the Northbound).
+    Flipped,
     /// The migration object is final.
     Ended,
+    /// The migration object is final, and every address of the VM is still in the source's set.
+    Kept,
     /// One chassis is requested again (T3 is in the Northbound).
     Settled,
     /// No mark is left on the port.
@@ -229,50 +249,6 @@ pub struct Outage {
     pub vm: String,
     /// How long everything is dropped, in milliseconds.
     pub ms: u32,
-}
-
-/// What must come of a migration. What holds for every migration is not said here but checked
-/// always: the guest answers where it runs, the port is bound there alone, the request and the
-/// strategy are what they were, no mark is left, the handover is final.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Expect {
-    /// How the handover ends.
-    pub outcome: Outcome,
-    /// The long TCP stream lives.
-    pub tcp_survives: bool,
-    /// Most packets that may be lost towards the VM.
-    pub to_vm_max_lost: Option<u64>,
-    /// Most packets that may be lost from the VM.
-    pub from_vm_max_lost: Option<u64>,
-    /// Most packets that may arrive twice, both directions together.
-    pub max_duplicated: Option<u64>,
-    /// Most that the network may add to the hypervisor's pause, in milliseconds.
-    pub max_network_added_ms: Option<f64>,
-}
-
-impl Default for Expect {
-    fn default() -> Self {
-        Self {
-            outcome: Outcome::Succeeded,
-            tcp_survives: true,
-            to_vm_max_lost: None,
-            from_vm_max_lost: None,
-            max_duplicated: Some(0),
-            max_network_added_ms: None,
-        }
-    }
-}
-
-/// How a handover ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
-pub enum Outcome {
-    /// The guest runs on the target and the port is bound there alone.
-    Succeeded,
-    /// The guest runs on the source and the port is bound there alone.
-    RolledBack,
-    /// Neither could be established in time.
-    Failed,
 }
 
 mod defaults {

@@ -21,7 +21,7 @@ mod services;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -63,6 +63,11 @@ pub enum Gateway {
 #[derive(Clone, Copy, Debug)]
 pub struct RoutedNetwork<'a> {
     lab: &'a Lab,
+}
+
+/// The addresses of the host `outside`.
+pub fn outside_addresses() -> [IpAddr; 2] {
+    [plan::OUTSIDE.v4.into(), plan::OUTSIDE.v6.into()]
 }
 
 /// The gateway router of a node.
@@ -119,6 +124,12 @@ impl<'a> RoutedNetwork<'a> {
         let own = self.plan(node)?.host(host);
         let addresses = [own.v4.into(), own.v6.into()];
         Ok(guest_nic(lsp, own.mac(), &addresses))
+    }
+
+    /// The client's interface, on the last node's switch.
+    pub fn client(self) -> Result<Nic> {
+        let last = self.nodes().last().context("a lab without nodes")?;
+        Ok(last.1.client())
     }
 
     /// The lowest host number of a node's subnet, from `first` on, whose IPv4 address no port of the Northbound has.

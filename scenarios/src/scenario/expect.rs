@@ -1,0 +1,87 @@
+//! What must come of a migration.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// What must come of a migration. What holds for every migration is not said here but checked
+/// always: the guest answers where it runs, the port is bound there alone, the request and the
+/// strategy are what they were, no mark is left, the handover is final; in the routed topology, the
+/// VM's addresses are in the set of that chassis and in no other, and the guest's entry for its
+/// gateway is what it was.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Expect {
+    /// How the handover ends.
+    pub outcome: Outcome,
+    /// The long TCP stream lives.
+    pub tcp_survives: bool,
+    /// Most packets that may be lost towards the VM.
+    pub to_vm_max_lost: Option<u64>,
+    /// Most packets that may be lost from the VM.
+    pub from_vm_max_lost: Option<u64>,
+    /// Most packets that may arrive twice, both directions together.
+    pub max_duplicated: Option<u64>,
+    /// Most that the network may add to the hypervisor's pause, in milliseconds.
+    pub max_network_added_ms: Option<f64>,
+    /// What must come of the other flows, by name; of those not named, what holds by default.
+    pub flows: BTreeMap<String, FlowExpect>,
+}
+
+impl Default for Expect {
+    fn default() -> Self {
+        Self {
+            outcome: Outcome::Succeeded,
+            tcp_survives: true,
+            to_vm_max_lost: None,
+            from_vm_max_lost: None,
+            max_duplicated: Some(0),
+            max_network_added_ms: None,
+            flows: BTreeMap::new(),
+        }
+    }
+}
+
+/// What must come of a flow.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FlowExpect {
+    /// The long TCP stream lives. Where it must not, it must have broken.
+    pub tcp_survives: bool,
+    /// The long TCP stream carried data for at least this long after the guest resumed, in
+    /// milliseconds, also where it breaks in the end.
+    pub tcp_lives_ms: Option<f64>,
+    /// Most packets that may be lost towards the VM.
+    pub to_vm_max_lost: Option<u64>,
+    /// Most packets that may be lost from the VM.
+    pub from_vm_max_lost: Option<u64>,
+    /// Most packets that may arrive twice, both directions together.
+    pub max_duplicated: Option<u64>,
+    /// Nodes whose gateway's addresses the peer hears the VM from, in the order they appear: where
+    /// the gateways translate, or an empty list where the VM must be heard under its own address only.
+    pub heard_from: Option<Vec<String>>,
+}
+
+impl Default for FlowExpect {
+    fn default() -> Self {
+        Self {
+            tcp_survives: true,
+            tcp_lives_ms: None,
+            to_vm_max_lost: None,
+            from_vm_max_lost: None,
+            max_duplicated: Some(0),
+            heard_from: None,
+        }
+    }
+}
+
+/// How a handover ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
+pub enum Outcome {
+    /// The guest runs on the target and the port is bound there alone.
+    Succeeded,
+    /// The guest runs on the source and the port is bound there alone.
+    RolledBack,
+    /// Neither could be established in time.
+    Failed,
+}
