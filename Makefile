@@ -11,14 +11,16 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 GUEST_TARGET := x86_64-unknown-linux-gnu
 SCENARIOS := $(TARGET)/release/scenarios
 PROBE := $(TARGET)/guest/$(GUEST_TARGET)/release/dataplane-probe
-SCENARIO_FILES := $(sort $(wildcard scenarios/files/*.yaml))
+# Of other suites than $(SUITE): these bring their own.
+BOOKWORM_FILES := scenarios/files/routed-bookworm.yaml
+SCENARIO_FILES := $(filter-out $(BOOKWORM_FILES),$(sort $(wildcard scenarios/files/*.yaml)))
 comma := ,
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
 .PHONY: root help demo test test-fast test-lab test-scenarios lint tools build packages image kubernetes ovs-bin lab-up lab-down clean
 
 help: ## List the targets
-	@echo "make demo      a real migration, end to end, with a table of what its peers saw (root)"
+	@echo "make demo      two real migrations, end to end, with tables of what their peers saw (root)"
 	@echo "make test      every test: unit, property, real servers, real migrations (root)"
 	@echo
 	@echo "make test-fast unit, property and real-server tests only"
@@ -32,9 +34,11 @@ help: ## List the targets
 	@echo "Each does its own set-up, is safe to run twice, and can be interrupted."
 	@echo "The first run takes minutes: it builds an image and a Kubernetes server, once per machine."
 
-demo: root tools build ## One real migration
-	$(call say,Migrating a real guest)
+demo: root tools build ## A real migration in each topology
+	$(call say,Migrating a real guest on one switch)
 	@$(SCENARIOS) run --name demo --suite $(SUITE) --out out/demo scenarios/files/one-migration.yaml
+	$(call say,Migrating a real guest between gateways)
+	@$(SCENARIOS) run --name demo --suite $(SUITE) --out out/demo/routed scenarios/files/routed-migration.yaml
 
 # One after the other whatever -j says: timings and labs must not share the machine.
 test: root tools build ## Everything
@@ -54,6 +58,8 @@ test-lab: tools build
 test-scenarios: tools build
 	$(call say,Real migrations: $(words $(SCENARIO_FILES)) scenarios)
 	@$(SCENARIOS) run --name test --suite $(SUITE) --out out/test $(SCENARIO_FILES)
+	$(call say,Real migrations with an older OVN)
+	@$(SCENARIOS) run --name test --suite bookworm --out out/test/bookworm $(BOOKWORM_FILES)
 
 lint:
 	$(call say,Formatting and lints)
