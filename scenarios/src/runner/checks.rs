@@ -262,6 +262,138 @@ fn arrived(checks: &mut Checks, vm: &str, way: &str, direction: &Direction) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::{NewConnections, Tcp, Tried};
+    use crate::scenario::{Family, Peer};
+
+    fn failed(checks: Checks) -> Vec<String> {
+        let failed = checks.0.into_iter().filter(|check| !check.held());
+        failed.map(|check| check.what).collect()
+    }
+
+    /// A flow in which a hundred packets arrived each way.
+    fn flow() -> Flow {
+        let direction = Direction {
+            sent: 100,
+            received: 100,
+            ..Direction::default()
+        };
+        Flow {
+            name: "out".to_owned(),
+            peer: Peer::Outside,
+            opened_by: Opener::Vm,
+            target: ([172, 31, 0, 1], 7_000).into(),
+            family: Family::Ipv4,
+            to_vm: direction.clone(),
+            from_vm: direction,
+            tcp: Tcp {
+                survived: true,
+                ..Tcp::default()
+            },
+            tcp_lived_ms: None,
+            new_connections: NewConnections::default(),
+            heard_from: vec![[172, 31, 0, 11].into()],
+            caveats: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_cut_stream_is_a_failure_or_an_expectation() {
+        let cut = Flow {
+            tcp: Tcp::default(),
+            tcp_lived_ms: Some(4_000.0),
+            ..flow()
+        };
+        let failures = |flow: &Flow, expect: FlowExpect| {
+            let mut checks = Checks::default();
+            flows(&mut checks, "vm", std::slice::from_ref(flow), &[expect]);
+            failed(checks)
+        };
+        let until = |tcp_survives, least| FlowExpect {
+            tcp_survives,
+            tcp_lives_ms: Some(least),
+            ..FlowExpect::default()
+        };
+        assert!(failures(&flow(), FlowExpect::default()).is_empty());
+        assert_eq!(failures(&cut, FlowExpect::default()).len(), 1);
+        assert!(failures(&cut, until(false, 3_999.0)).is_empty());
+        assert_eq!(failures(&cut, until(false, 4_001.0)).len(), 1);
+        assert_eq!(failures(&flow(), until(false, 3_999.0)).len(), 1);
+        let mut twice = flow();
+        twice.to_vm.duplicated = 1;
+        twice.from_vm.received = 0;
+        assert_eq!(failures(&twice, FlowExpect::default()).len(), 2);
+    }
+
+    #[test]
+    fn addresses_are_heard_in_their_order() {
+        let [first, second, own] = [11, 12, 10].map(|host| IpAddr::from([172, 31, 0, host]));
+        let holds = |heard: &[IpAddr], translated: &[IpAddr]| {
+            let heard_from_them = Flow {
+                heard_from: heard.to_vec(),
+                ..flow()
+            };
+            let mut checks = Checks::default();
+            heard_from(&mut checks, &heard_from_them, translated, own);
+            failed(checks).is_empty()
+        };
+        assert!(holds(&[first, second], &[first, second]));
+        assert!(holds(&[first, own, second], &[first, second]));
+        assert!(!holds(&[second, first], &[first, second]));
+        assert!(!holds(&[first], &[first, second]));
+        assert!(holds(&[own], &[]));
+        assert!(!holds(&[own, first], &[]));
+        assert!(!holds(&[], &[]));
+    }
+
+    #[test]
+    fn what_is_forbidden_must_be_tried_and_provably_seen() {
+        let tried = Tried {
+            sent: 100,
+            attempted: 10,
+            reached: 0,
+            answered: 0,
+        };
+        let proof = Tried {
+            reached: 110,
+            answered: 10,
+            ..tried
+        };
+        let failures = |tried, proof| {
+            let flow = Forbidden {
+                name: "shut".to_owned(),
+                peer: Peer::Client,
+                target: ([10, 0, 0, 1], 7_001).into(),
+                tried,
+                proof,
+            };
+            let mut checks = Checks::default();
+            forbidden(&mut checks, "vm", &[flow]);
+            failed(checks).len()
+        };
+        assert_eq!(failures(tried, proof), 0);
+        assert_eq!(failures(tried, tried), 1);
+        assert_eq!(failures(Tried::default(), proof), 1);
+        assert_eq!(
+            failures(
+                Tried {
+                    reached: 1,
+                    ..tried
+                },
+                proof
+            ),
+            1
+        );
+        assert_eq!(
+            failures(
+                Tried {
+                    answered: 1,
+                    ..tried
+                },
+                proof
+            ),
+            1
+        );
+    }
 
     fn view(requested: &[&str], chassis: &str, additional: &[&str]) -> PortView {
         let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
@@ -276,8 +408,7 @@ mod tests {
     fn failures(now: Option<&PortView>, before: &PortView) -> Vec<String> {
         let mut checks = Checks::default();
         port(&mut checks, "p", now, before, "node2");
-        let failed = checks.0.into_iter().filter(|check| !check.held());
-        failed.map(|check| check.what).collect()
+        failed(checks)
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::scenario::Moment;
 
 use super::moments::Moments;
 use super::ovn::{Ovn, PortView};
+use super::place;
 
 /// Which migration to follow.
 #[derive(Clone, Debug)]
@@ -89,12 +90,9 @@ async fn from_ovn(followed: Followed, moments: Moments, ovn: Ovn) -> Result<()> 
 /// The moment that the places of the VM's addresses show: all of them must.
 fn place_seen(ovn: &Ovn, followed: &Followed, moments: &Moments) -> Option<Moment> {
     let places = ovn.places(&followed.placed);
-    let all_in = |chassis: &String| {
-        !places.is_empty() && places.values().all(|sets| sets.iter().eq([chassis]))
-    };
-    if all_in(&followed.target) {
+    if place::all_in(&places, &followed.target) {
         Some(Moment::Flipped)
-    } else if moments.at(Moment::Ended).is_some() && all_in(&followed.source) {
+    } else if moments.at(Moment::Ended).is_some() && place::all_in(&places, &followed.source) {
         Some(Moment::Kept)
     } else {
         None

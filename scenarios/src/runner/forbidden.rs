@@ -230,3 +230,36 @@ async fn connections(target: SocketAddr, mut stopped: flag::Receiver<bool>) -> (
     }
     (attempted, answered)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refusal_is_an_answer() {
+        let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let target = free.local_addr().unwrap();
+        drop(free);
+        let (stop, stopped) = flag::channel(false);
+        let trying = tokio::spawn(attempt(target, 500, stopped));
+        sleep(Duration::from_millis(100)).await;
+        stop.send_replace(true);
+        let tried = trying.await.unwrap().unwrap();
+        assert!(tried.sent > 0 && tried.attempted > 0, "{tried:?}");
+        // The kernel limits how many ICMP messages it sends, but not to none.
+        assert!(tried.answered > tried.attempted, "{tried:?}");
+    }
+
+    #[tokio::test]
+    async fn silence_is_none() {
+        // Bound, and never answering.
+        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (stop, stopped) = flag::channel(false);
+        let trying = tokio::spawn(packets(silent.local_addr().unwrap(), 500, stopped));
+        silent.readable().await.unwrap();
+        stop.send_replace(true);
+        let (sent, answered) = trying.await.unwrap().unwrap();
+        assert!(sent > 0);
+        assert_eq!(answered, 0);
+    }
+}

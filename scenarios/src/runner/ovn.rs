@@ -42,6 +42,9 @@ ovsdb_rs::table! {
 /// (docs/routed.md).
 const PLACE: &str = "segue.io/chassis";
 
+/// Names of the chassis in whose sets each address is.
+pub(super) type Places = BTreeMap<IpAddr, BTreeSet<String>>;
+
 /// Both databases, followed.
 #[derive(Clone)]
 pub(super) struct Ovn {
@@ -129,9 +132,9 @@ impl Ovn {
 
 impl Ovn {
     /// Names of the chassis in whose sets each of these addresses is.
-    pub(super) fn places(&self, addresses: &[IpAddr]) -> BTreeMap<IpAddr, BTreeSet<String>> {
+    pub(super) fn places(&self, addresses: &[IpAddr]) -> Places {
         let north = self.north.snapshot();
-        let mut places: BTreeMap<_, BTreeSet<String>> = addresses
+        let mut places: Places = addresses
             .iter()
             .map(|address| (*address, BTreeSet::new()))
             .collect();

@@ -11,7 +11,7 @@ use crate::report::GatewayEntry;
 
 use super::Bench;
 use super::checks::Checks;
-use super::ovn::Ovn;
+use super::ovn::{Ovn, Places};
 use super::vm::RunningVm;
 
 /// The controller places a guest within milliseconds of seeing it run; the rest is for a busy
@@ -38,8 +38,11 @@ pub(super) async fn settled(ovn: &Ovn, addresses: &[IpAddr], chassis: Option<&st
 }
 
 /// What is wrong with the places of these addresses, if anything is.
-pub(super) fn misplaced(ovn: &Ovn, addresses: &[IpAddr], chassis: Option<&str>) -> Option<String> {
-    let places = ovn.places(addresses);
+fn misplaced(ovn: &Ovn, addresses: &[IpAddr], chassis: Option<&str>) -> Option<String> {
+    astray(&ovn.places(addresses), chassis)
+}
+
+fn astray(places: &Places, chassis: Option<&str>) -> Option<String> {
     let astray = places
         .iter()
         .filter(|(_, sets)| !sets.iter().map(String::as_str).eq(chassis));
@@ -64,6 +67,11 @@ pub(super) fn check(checks: &mut Checks, ovn: &Ovn, vm: &RunningVm, chassis: &st
         wrong.is_none(),
         || wrong.unwrap_or_default(),
     );
+}
+
+/// Whether every address is in the set of this chassis and in no other; none are nowhere.
+pub(super) fn all_in(places: &Places, chassis: &str) -> bool {
+    !places.is_empty() && astray(places, Some(chassis)).is_none()
 }
 
 /// What the guest's neighbour table says of its gateway; nothing where it has none.
@@ -129,6 +137,68 @@ pub(super) fn check_gateway(checks: &mut Checks, vm: &RunningVm, entries: &[Gate
             ),
             wanted.iter().all(|address| families(address.is_ipv4())),
             || format!("{entries:?}"),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(of: &[(&str, &[&str])]) -> Places {
+        let owned = |sets: &[&str]| sets.iter().map(|&set| set.to_owned()).collect();
+        of.iter()
+            .map(|&(address, sets)| (address.parse().unwrap(), owned(sets)))
+            .collect()
+    }
+
+    #[test]
+    fn a_place_is_one_set_for_every_address() {
+        let both = places(&[("10.20.1.10", &["node2"]), ("fd00::a", &["node2"])]);
+        assert!(all_in(&both, "node2"));
+        assert!(!all_in(&both, "node1"));
+        assert!(!all_in(&places(&[]), "node2"));
+        for wrong in [
+            [("10.20.1.10", &["node2"][..]), ("fd00::a", &["node1"][..])],
+            [("10.20.1.10", &["node2"][..]), ("fd00::a", &[][..])],
+            [
+                ("10.20.1.10", &["node1", "node2"][..]),
+                ("fd00::a", &["node2"][..]),
+            ],
+        ] {
+            assert!(!all_in(&places(&wrong), "node2"), "{wrong:?}");
+        }
+        let split = places(&[("10.20.1.10", &["node2"]), ("fd00::a", &["node1"])]);
+        let told = astray(&split, Some("node2")).unwrap();
+        assert!(
+            told.contains("fd00::a") && !told.contains("10.20.1.10"),
+            "{told}"
+        );
+        assert!(astray(&places(&[("10.20.1.10", &[])]), None).is_none());
+        assert!(astray(&split, None).is_some());
+    }
+
+    #[test]
+    fn entries_are_compared_address_by_address() {
+        let entry =
+            |address: &str, mac: Option<&str>| (address.parse().unwrap(), mac.map(str::to_owned));
+        let mac = GATEWAY_MAC.to_string();
+        let before = [entry("169.254.1.1", Some(&mac))];
+        let after = [
+            entry("fe80::1", None),
+            entry("169.254.1.1", Some("0a:00:00:00:00:01")),
+        ];
+        let compared = compared(&before, &after);
+        let macs: Vec<_> = compared
+            .iter()
+            .map(|entry| (entry.before.as_deref(), entry.after.as_deref()))
+            .collect();
+        assert_eq!(
+            macs,
+            [
+                (Some(mac.as_str()), Some("0a:00:00:00:00:01")),
+                (None, None)
+            ]
         );
     }
 }
