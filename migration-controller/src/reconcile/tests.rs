@@ -109,7 +109,7 @@ fn look(record: &mut Record, objects: &VmObjects, ports: &[PortRow]) -> Observat
         newer_migration: false,
         former: &[],
         ports,
-        places: &Places::default(),
+        routes: (&[], &BTreeSet::new()),
         flip: handover::FlipPolicy::default(),
         barrier: Barrier::default(),
         chassis_of: &chassis_of,
