@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::api::{FlipOn, HandoverPolicy, LabelExpression, LabelOperator, RoutingMode, VmSelector};
 
+use crate::observe::Patience;
 use crate::ovn::View;
 
 /// The longest time that a policy can ask for. The API server checks it too, unless it is of before
@@ -49,6 +50,14 @@ struct Asked {
 // === impl Settings ===
 
 impl Settings {
+    /// How long to wait for what.
+    pub(crate) fn patience(&self, pod_gone_grace: Duration) -> Patience {
+        Patience {
+            deadlines: self.deadlines,
+            pod_gone_grace,
+        }
+    }
+
     /// The routes that are to follow the guest, with the chassis that they can lead to.
     pub(crate) fn routes<'a>(&self, view: &'a View) -> (&'a [Route], &'a BTreeSet<String>) {
         match self.mode {

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{Moment, RoutingMode};
 use crate::cluster::{Cluster, Kind, Listener, VmObjects};
 use crate::metrics::Metrics;
-use crate::observe::{Ending, Inputs, Observation, Patience, observe, preflight};
+use crate::observe::{Ending, Inputs, Observation, observe, preflight};
 use crate::ovn::{Basis, Databases, Owners, Target, View, Writer, Written, shown};
 use crate::policy::{Policy, Settings};
 use crate::routed::Alarms;
@@ -281,10 +281,6 @@ impl Reconciler {
         let mut order: Vec<_> = records.values().cloned().collect();
         order.sort_by_key(|record| std::cmp::Reverse(record.spec.epoch));
         let barrier = view.barrier();
-        let patience = Patience {
-            deadlines: settings.deadlines,
-            pod_gone_grace: self.pod_gone_grace,
-        };
         let ports = shown(&view.ports);
         let mut cases: Vec<Case> = Vec::new();
         let mut newer_migration = false;
@@ -301,7 +297,7 @@ impl Reconciler {
                 flip: settings.flip,
                 barrier: barrier.clone(),
                 chassis_of: &chassis_of,
-                patience,
+                patience: settings.patience(self.pod_gone_grace),
             };
             let seen = observe(&inputs, &mut record.spec, &mut record.status);
             newer_migration |= takes_over(&seen);

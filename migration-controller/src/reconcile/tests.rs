@@ -555,10 +555,10 @@ fn a_flip_is_on_record_and_told() {
         record.status.step(TimelineStep::Flipped),
         Some(moment(SECOND))
     );
-    assert_eq!(news(&record), ["TrafficFollowed"]);
+    assert_eq!(news(&record), ["RoutesFollowed"]);
     let note = &record.news[0].note;
     assert!(
-        note.contains("chassis c2") && note.contains("chassis c1"),
+        note.contains("chassis c2") && note.contains("led to c1"),
         "{note}"
     );
 }
