@@ -6,17 +6,18 @@ mod pods;
 mod preflight;
 mod signals;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use handover::{
     Barrier, Chassis, Deadlines, FlipPolicy, Identity, Mark, MarkError, MigrationUid, Observed,
-    Outcome, Port, PortConfig, PortName, Side, Since,
+    Outcome, Port, PortConfig, PortName, Route, Side, Since,
 };
 
 use crate::api::{HandoverSpec, HandoverStatus, Moment, TimelineStep};
 use crate::cluster::VmObjects;
 use crate::kubevirt::{MigrationState, VirtualMachineInstanceMigration};
-use crate::ovn::{Places, PortRow, read_config};
+use crate::ovn::{PortRow, read_config};
 
 pub(crate) use outcome::Ending;
 pub(crate) use preflight::{Incompatible, preflight};
@@ -35,8 +36,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) former: &'a [Chassis],
     /// The VM's ports.
     pub(crate) ports: &'a [PortRow],
-    /// Where its routes lead.
-    pub(crate) places: &'a Places,
+    /// Its routes, and the chassis that they can lead to.
+    pub(crate) routes: (&'a [Route], &'a BTreeSet<String>),
     /// When they follow the guest.
     pub(crate) flip: FlipPolicy,
     /// How far the chassis have followed.
@@ -120,8 +121,8 @@ pub(crate) fn observe(
         target_pod_gone: target_pod.gone,
         signals: status.signals(),
         ports,
-        routes: inputs.places.routes.clone(),
-        gateways: inputs.places.gateways.clone(),
+        routes: inputs.routes.0.to_vec(),
+        gateways: inputs.routes.1.clone(),
         flip: inputs.flip,
         barrier: inputs.barrier.clone(),
         since: Since {

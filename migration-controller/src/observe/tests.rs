@@ -161,7 +161,7 @@ impl World {
             newer_migration: false,
             former: &[],
             ports: &self.ports,
-            places: &Places::default(),
+            routes: (&[], &BTreeSet::new()),
             flip: FlipPolicy::default(),
             barrier: Barrier::default(),
             chassis_of: &|node| chassis.get(node).cloned(),

@@ -2,20 +2,24 @@
 
 mod news;
 mod owner;
+mod pair;
 mod places;
 mod replica;
 mod routed;
+mod statics;
 mod tables;
 mod writer;
 
 pub(crate) use owner::Owners;
+pub(crate) use pair::{Pairs, Target, shown};
 pub(crate) use places::{PlaceSets, Places};
 pub(crate) use replica::{Databases, PortRow, View};
+pub(crate) use statics::StaticRoutes;
 pub(crate) use tables::{
     AddressSet, Chassis, ChassisPrivate, LogicalRouter, LogicalRouterPolicy, LogicalRouterPort,
-    LogicalSwitch, LogicalSwitchPort, NbGlobal, PortBinding,
+    LogicalRouterStaticRoute, LogicalSwitch, LogicalSwitchPort, NbGlobal, PortBinding,
 };
-pub(crate) use writer::{Mismatch, WRITER_LOCK, Writer, Written, guards, read_config};
+pub(crate) use writer::{Basis, Mismatch, WRITER_LOCK, Writer, Written, guards, read_config};
 
 #[cfg(test)]
 pub(crate) mod server;

@@ -11,7 +11,10 @@ use uuid::Uuid;
 use super::owner::{Owners, candidates, owner};
 use super::routed::RoutedTables;
 use super::tables::{NORTHBOUND, SOUTHBOUND};
-use super::{Chassis, ChassisPrivate, LogicalSwitchPort, NbGlobal, PlaceSets, Places, PortBinding};
+use super::{
+    Chassis, ChassisPrivate, LogicalSwitchPort, NbGlobal, PlaceSets, Places, PortBinding,
+    StaticRoutes,
+};
 use crate::routed::{Topology, port_addresses};
 
 /// Southbound `Port_Binding.options` key: chassis that have activated the port, comma-separated.
@@ -39,6 +42,10 @@ pub(crate) struct View {
     pub(crate) ports: Vec<PortRow>,
     /// Where its routes lead.
     pub(crate) places: Places,
+    /// Where the static routes to it lead.
+    pub(crate) statics: StaticRoutes,
+    nb: Snapshot,
+    topology: Option<Arc<Topology>>,
     /// The row of `NB_Global` and its `nb_cfg`.
     pub(crate) nb_global: Option<(Uuid, i64)>,
 }
@@ -139,7 +146,7 @@ impl Databases {
             .into_iter()
             .filter(|(_, port)| owner(port, owners).as_ref().unwrap_or(vm) == vm);
         let owned: Vec<_> = owned.collect();
-        let places = self.places(&nb, vm, &owned, owners);
+        let (places, statics) = self.places((&nb, &sb), vm, &owned, owners);
         let marked = migrations
             .iter()
             .flat_map(|uid| nb.lookup(&self.ports_by_migration, uid));
@@ -153,7 +160,10 @@ impl Databases {
         View {
             ports,
             places,
+            statics,
+            topology: self.routed_at(&nb).map(|(_, topology)| topology),
             nb_global: nb_global.first().map(|(uuid, row)| (*uuid, row.nb_cfg)),
+            nb,
             sb,
             chassis_by_name: self.chassis_by_name,
         }
@@ -162,13 +172,13 @@ impl Databases {
     /// The places of a VM's ports. Those on other than routed switches have none.
     fn places(
         &self,
-        nb: &Snapshot,
+        (nb, sb): (&Snapshot, &Snapshot),
         vm: &VmName,
         ports: &[(Uuid, Arc<LogicalSwitchPort>)],
         owners: &impl Owners,
-    ) -> Places {
+    ) -> (Places, StaticRoutes) {
         let Some((routed, topology)) = self.routed_at(nb) else {
-            return Places::default();
+            return Default::default();
         };
         let is_routed = |uuid: &Uuid| topology.holds(nb, uuid);
         let routed_ports = ports.iter().filter(|(uuid, _)| is_routed(uuid));
@@ -176,7 +186,7 @@ impl Databases {
             .flat_map(|(_, port)| port_addresses(&port.addresses))
             .collect();
         if addresses.is_empty() {
-            return Places::default();
+            return Default::default();
         }
         let is_disputed = |address: &&IpAddr| {
             let mut holders = nb.lookup(&routed.ports_by_address, *address).into_iter();
@@ -185,7 +195,12 @@ impl Databases {
             })
         };
         let disputed = addresses.iter().filter(is_disputed).copied().collect();
-        Places::of(PlaceSets::of(nb), &addresses, disputed)
+        let chassis_of = |node: &str| {
+            let found = sb.lookup(&self.chassis_by_name, node);
+            Some(found.first()?.1.name.clone())
+        };
+        let statics = StaticRoutes::of(nb, routed, &topology, &addresses, &chassis_of);
+        (Places::of(PlaceSets::of(nb), &addresses, disputed), statics)
     }
 
     /// The routed topology as a snapshot has it, while there is one.
@@ -257,6 +272,16 @@ fn chassis_names(chassis: &Chassis) -> BTreeSet<String> {
 // === impl View ===
 
 impl View {
+    /// The routed switch that a port is on.
+    pub(crate) fn switch_of(&self, port: &Uuid) -> Option<Uuid> {
+        self.topology.as_ref()?.switch_of(&self.nb, port)
+    }
+
+    /// The routed switch of a node.
+    pub(crate) fn switch_for(&self, node: &str) -> Option<Uuid> {
+        self.topology.as_ref()?.switch_for(node)
+    }
+
     /// The chassis that is called this, by name or hostname.
     ///
     /// A name outranks a hostname: names are unique, hostnames need not be.

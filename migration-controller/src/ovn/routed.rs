@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ovsdb_rs::{Condition, Datum, Index, ReplicaBuilder, Snapshot};
 
 use super::{
-    AddressSet, Databases, LogicalRouter, LogicalRouterPolicy, LogicalRouterPort, LogicalSwitch,
-    LogicalSwitchPort, PlaceSets,
+    AddressSet, Databases, LogicalRouter, LogicalRouterPolicy, LogicalRouterPort,
+    LogicalRouterStaticRoute, LogicalSwitch, LogicalSwitchPort, PlaceSets,
 };
-use crate::routed::{Layout, Topology, names, port_addresses};
+use crate::routed::{Layout, Topology, host, names, port_addresses};
 
 /// What is needed to read the routed topology from the Northbound's replica.
 pub(super) struct RoutedTables {
@@ -20,6 +20,8 @@ pub(super) struct RoutedTables {
     peers: Index<LogicalSwitchPort, ()>,
     /// Ports of machines by each of their addresses.
     pub(super) ports_by_address: Index<LogicalSwitchPort, IpAddr>,
+    /// Static routes by the address that they are to, where it is a single one.
+    pub(super) routes_by_address: Index<LogicalRouterStaticRoute, IpAddr>,
     known: Mutex<Option<Known>>,
 }
 
@@ -43,6 +45,7 @@ impl RoutedTables {
             .table::<LogicalSwitch>()
             .table::<LogicalRouter>()
             .table::<LogicalRouterPort>()
+            .table::<LogicalRouterStaticRoute>()
             .table_where::<LogicalRouterPolicy>(ours())
             .table_where::<AddressSet>(ours())
     }
@@ -56,6 +59,10 @@ impl RoutedTables {
                 let is_machine = port.r#type.is_empty();
                 let addresses = is_machine.then(|| port_addresses(&port.addresses));
                 addresses.unwrap_or_default()
+            }),
+            routes_by_address: builder.index(|route: &LogicalRouterStaticRoute| {
+                let to = route.policy.as_deref() != Some("src-ip");
+                host(&route.ip_prefix).filter(|_| to)
             }),
             known: Mutex::default(),
         }

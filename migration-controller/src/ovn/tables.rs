@@ -25,6 +25,7 @@ ovsdb_rs::table! {
     pub(crate) struct LogicalSwitch in "Logical_Switch" {
         pub(crate) name: String,
         pub(crate) ports: BTreeSet<Uuid>,
+        pub(crate) external_ids: BTreeMap<String, String>,
     }
 
     /// A logical router.
@@ -33,6 +34,7 @@ ovsdb_rs::table! {
         pub(crate) name: String,
         pub(crate) ports: BTreeSet<Uuid>,
         pub(crate) policies: BTreeSet<Uuid>,
+        pub(crate) static_routes: BTreeSet<Uuid>,
         pub(crate) options: BTreeMap<String, String>,
     }
 
@@ -50,6 +52,14 @@ ovsdb_rs::table! {
         pub(crate) r#match: String,
         pub(crate) action: String,
         pub(crate) nexthops: Vec<String>,
+    }
+
+    /// A static route.
+    #[derive(Eq)]
+    pub(crate) struct LogicalRouterStaticRoute in "Logical_Router_Static_Route" {
+        pub(crate) ip_prefix: String,
+        pub(crate) policy: Option<String>,
+        pub(crate) output_port: Option<String>,
     }
 
     /// A named set of addresses.

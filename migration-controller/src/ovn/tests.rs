@@ -108,7 +108,7 @@ impl Lab {
     }
 
     async fn write(&self, write: &Write, view: &View) -> Written {
-        soon(self.writer.write(write, view, "test")).await
+        soon(self.writer.write(write, view.into(), "test")).await
     }
 
     /// Somebody else changes a port's keys.
@@ -327,7 +327,7 @@ async fn a_standby_takes_over_when_the_leader_goes() {
     assert!(lab.writer.is_leader() && !standby.is_leader());
     let view = lab.view();
     let refused = standby
-        .write(&write(&view, Step::Arm, &armed()), &view, "test")
+        .write(&write(&view, Step::Arm, &armed()), (&view).into(), "test")
         .await;
     assert_eq!(refused, Written::NotLeader);
     lab.writer.stop().await;
@@ -335,7 +335,7 @@ async fn a_standby_takes_over_when_the_leader_goes() {
     let held = leadership.wait_for(|state| *state == ovsdb_rs::LockState::Held);
     soon(held).await.unwrap();
     let written = standby
-        .write(&write(&view, Step::Arm, &armed()), &view, "test")
+        .write(&write(&view, Step::Arm, &armed()), (&view).into(), "test")
         .await;
     assert_eq!(written, Written::Committed);
 }

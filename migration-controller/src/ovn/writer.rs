@@ -14,12 +14,15 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use handover::{Expected, Mark, PortConfig, PortName, PortWrite, RouteKey, Write};
-use ovsdb_rs::{Client, Datum, Error, ErrorKind, Lock, LockState, Mutation, Row, Transaction};
+use ovsdb_rs::{
+    Client, Condition, Datum, Error, ErrorKind, Lock, LockState, Mutation, Row, Transaction,
+};
 use thiserror::Error as ThisError;
 use tokio::sync::watch;
 
+use super::pair::{Original, wants_both};
 use super::tables::NORTHBOUND;
-use super::{PortRow, View};
+use super::{Pairs, PortRow, Target, View};
 
 /// The lock that the one controller that writes holds on the Northbound.
 ///
@@ -32,8 +35,8 @@ use super::{PortRow, View};
 /// connected to the leader for the lock to part them. The guards on the rows hold regardless.
 pub(crate) const WRITER_LOCK: &str = "segue_writer";
 
-const REQUESTED_CHASSIS: &str = "requested-chassis";
-const ACTIVATION_STRATEGY: &str = "activation-strategy";
+pub(super) const REQUESTED_CHASSIS: &str = "requested-chassis";
+pub(super) const ACTIVATION_STRATEGY: &str = "activation-strategy";
 
 /// Writes to the Northbound.
 pub(crate) struct Writer {
@@ -63,12 +66,19 @@ pub(crate) enum Mismatch {
     /// The port is not in the view.
     #[error("port {0} is not among the VM's ports")]
     Port(PortName),
+    /// Nothing says what the port of the target's pod is called.
+    #[error(
+        "what the port for the target's pod is called does not follow from the name of port {0}: \
+         it does not hold the source pod's name; say it with external_ids:segue.io/target-port"
+    )]
+    Counterpart(PortName),
     /// `NB_Global` has no row.
     #[error("NB_Global has no row: is this an initialised Northbound?")]
     Global,
     /// The route cannot lead there.
     #[error(
-        "chassis {chassis} has no address set that could hold {route}: its gateway router is gone"
+        "nothing is there to make {route} lead to chassis {chassis}: its gateway router, or its \
+         node's switch, is gone"
     )]
     Place {
         /// The route.
@@ -76,6 +86,28 @@ pub(crate) enum Mismatch {
         /// `Chassis.name`.
         chassis: String,
     },
+}
+
+/// What a write was decided on, and how it is to be made.
+#[derive(Clone, Copy)]
+pub(crate) struct Basis<'a> {
+    /// What was seen.
+    pub(crate) view: &'a View,
+    /// The routes are the static ones of others, not places.
+    pub(crate) static_routes: bool,
+    /// Where ports that are not on the target's node yet get their counterparts; nothing where they
+    /// need none.
+    pub(crate) target: Option<&'a Target>,
+}
+
+impl<'a> From<&'a View> for Basis<'a> {
+    fn from(view: &'a View) -> Self {
+        Self {
+            view,
+            static_routes: false,
+            target: None,
+        }
+    }
 }
 
 // === impl Writer ===
@@ -101,12 +133,65 @@ impl Writer {
         *self.leadership.borrow() == LockState::Held
     }
 
-    /// Makes a write, decided on `view`.
-    pub(crate) async fn write(&self, write: &Write, view: &View, comment: &str) -> Written {
-        match transaction(write, view, comment) {
+    /// Makes a write.
+    pub(crate) async fn write(&self, write: &Write, basis: Basis<'_>, comment: &str) -> Written {
+        let originals = match self.originals(write, basis).await {
+            Ok(originals) => originals,
+            Err(error) => return Written::Failed(error.to_string()),
+        };
+        match transaction(write, basis, &originals, comment) {
             Ok(transaction) => self.transact(transaction).await,
+            Err(mismatch @ Mismatch::Counterpart(_)) => Written::Failed(mismatch.to_string()),
             Err(mismatch) => Written::Refused(mismatch.to_string()),
         }
+    }
+
+    /// Reads the ports that counterparts are to be made of: too much to keep of every port.
+    async fn originals(
+        &self,
+        write: &Write,
+        basis: Basis<'_>,
+    ) -> Result<BTreeMap<PortName, Original>, Error> {
+        let mut originals = BTreeMap::new();
+        let Some(target) = basis.target else {
+            return Ok(originals);
+        };
+        let pairs = Pairs::of(&basis.view.ports);
+        let armed = write.ports.iter().filter(|port| wants_both(&port.config));
+        for source in armed.filter_map(|port| pairs.get(&port.port)?.lone_source()) {
+            let here = basis.view.switch_of(&source.uuid);
+            if here.is_none_or(|here| here == target.switch) {
+                // One switch has both nodes: the port can be on both.
+                continue;
+            }
+            if let Some(original) = self.original(source, target).await? {
+                originals.insert(source.name.clone(), original);
+            }
+        }
+        Ok(originals)
+    }
+
+    async fn original(&self, source: &PortRow, target: &Target) -> Result<Option<Original>, Error> {
+        let mut tx = Transaction::new();
+        let row = tx.select("Logical_Switch_Port", source.uuid, []);
+        let includes = Condition::includes("ports", Datum::set([source.uuid]));
+        let groups = tx.select("Port_Group", includes, ["name"]);
+        let name = target.port_name(source).unwrap_or_default();
+        let same = Condition::eq("name", name);
+        let present = tx.select("Logical_Switch_Port", same, ["options", "external_ids"]);
+        let reply = self.client.transact(NORTHBOUND, tx).await?;
+        let present: Vec<(uuid::Uuid, Maps)> = reply.rows(present)?;
+        let groups: Vec<(uuid::Uuid, Named)> = reply.rows(groups)?;
+        Ok(reply.raw_rows(row)?.first().map(|row| Original {
+            row: row.clone(),
+            groups: groups
+                .into_iter()
+                .map(|(uuid, group)| (uuid, group.name))
+                .collect(),
+            present: present
+                .first()
+                .map(|(uuid, row)| (*uuid, map(&row.options), map(&row.external_ids))),
+        }))
     }
 
     /// Makes a transaction, which must assert [`WRITER_LOCK`].
@@ -132,6 +217,17 @@ impl Writer {
     }
 }
 
+#[derive(serde::Deserialize)]
+struct Named {
+    name: String,
+}
+
+#[derive(serde::Deserialize)]
+struct Maps {
+    options: BTreeMap<String, String>,
+    external_ids: BTreeMap<String, String>,
+}
+
 fn classify(error: &Error) -> Written {
     match error {
         error if error.is_guard_failure() => Written::Refused(error.to_string()),
@@ -143,41 +239,50 @@ fn classify(error: &Error) -> Written {
 
 // === The transaction ===
 
-/// The transaction that makes a write decided on `view`, with its guards.
-fn transaction(write: &Write, view: &View, comment: &str) -> Result<Transaction, Mismatch> {
+/// The transaction that makes a write, with its guards.
+fn transaction(
+    write: &Write,
+    basis: Basis<'_>,
+    originals: &BTreeMap<PortName, Original>,
+    comment: &str,
+) -> Result<Transaction, Mismatch> {
+    let view = basis.view;
     let mut transaction = Transaction::new();
     transaction.assert_lock(WRITER_LOCK);
-    let mut changes = Vec::new();
-    for port in &write.ports {
-        let row = view
-            .ports
-            .iter()
-            .find(|row| row.name == port.port)
-            .ok_or_else(|| Mismatch::Port(port.port.clone()))?;
-        let mut guard = Row::new()
-            .set("options", map(&row.options))
-            .set("external_ids", map(&row.external_ids));
-        if !write.routes.is_empty() {
-            let addresses = row.addresses.iter().map(String::as_str);
-            guard = guard.set("addresses", Datum::set(addresses));
-        }
-        transaction.expect("Logical_Switch_Port", row.uuid, guard);
-        changes.push((row.uuid, mutations(row, &port.config)));
-    }
     if let Some(from) = write.raise_nb_cfg_from {
         let (uuid, _) = view.nb_global.ok_or(Mismatch::Global)?;
         transaction.expect("NB_Global", uuid, Row::new().set("nb_cfg", from));
         let raised = Row::new().set("nb_cfg", from.saturating_add(1));
         transaction.update("NB_Global", uuid, raised);
     }
-    for (uuid, mutations) in changes {
-        if !mutations.is_empty() {
-            transaction.mutate("Logical_Switch_Port", uuid, mutations);
+    let pairs = Pairs::of(&view.ports);
+    for port in &write.ports {
+        let missing = || Mismatch::Port(port.port.clone());
+        let pair = pairs.get(&port.port).ok_or_else(missing)?;
+        let tx = &mut transaction;
+        match (originals.get(&port.port), basis.target, pair.lone_source()) {
+            (Some(original), Some(target), Some(source)) => {
+                target.make(source, &port.config, original, tx)?;
+            }
+            _ => pair.change(&port.config, &|uuid| view.switch_of(uuid), tx)?,
         }
     }
-    view.places.change(&write.routes, &mut transaction)?;
+    if basis.static_routes {
+        view.statics.change(&write.routes, &mut transaction)?;
+    } else {
+        view.places.change(&write.routes, &mut transaction)?;
+    }
     transaction.comment(comment);
     Ok(transaction)
+}
+
+/// The columns that a write to a port is guarded by.
+pub(super) fn guard(row: &PortRow) -> Row {
+    let addresses = row.addresses.iter().map(String::as_str);
+    Row::new()
+        .set("options", map(&row.options))
+        .set("external_ids", map(&row.external_ids))
+        .set("addresses", Datum::set(addresses))
 }
 
 /// What turns a row's own keys of segue's into `config`.
@@ -222,7 +327,7 @@ fn column(
     delete.into_iter().chain(insert).collect()
 }
 
-fn map(values: &BTreeMap<String, String>) -> Datum {
+pub(super) fn map(values: &BTreeMap<String, String>) -> Datum {
     Datum::map(
         values
             .iter()

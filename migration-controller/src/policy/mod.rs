@@ -4,12 +4,13 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use handover::{Deadlines, FlipPolicy, FlipTiming};
+use handover::{Deadlines, FlipPolicy, FlipTiming, Route};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::api::{FlipOn, HandoverPolicy, LabelExpression, LabelOperator, RoutingMode, VmSelector};
 
-use crate::ovn::{Places, View};
+use crate::observe::Patience;
+use crate::ovn::View;
 
 /// The longest time that a policy can ask for. The API server checks it too, unless it is of before
 /// the check.
@@ -49,11 +50,19 @@ struct Asked {
 // === impl Settings ===
 
 impl Settings {
-    /// Where the routes lead that are to follow the guest: none where others' static routes are.
-    pub(crate) fn places(&self, view: &View) -> Places {
+    /// How long to wait for what.
+    pub(crate) fn patience(&self, pod_gone_grace: Duration) -> Patience {
+        Patience {
+            deadlines: self.deadlines,
+            pod_gone_grace,
+        }
+    }
+
+    /// The routes that are to follow the guest, with the chassis that they can lead to.
+    pub(crate) fn routes<'a>(&self, view: &'a View) -> (&'a [Route], &'a BTreeSet<String>) {
         match self.mode {
-            RoutingMode::AddressSets => view.places.clone(),
-            RoutingMode::StaticRoutes => Places::default(),
+            RoutingMode::AddressSets => (&view.places.routes, &view.places.gateways),
+            RoutingMode::StaticRoutes => (&view.statics.routes, &view.statics.gateways),
         }
     }
 }

@@ -17,11 +17,11 @@ use kube::runtime::events::Recorder;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::Moment;
+use crate::api::{Moment, RoutingMode};
 use crate::cluster::{Cluster, Kind, Listener, VmObjects};
 use crate::metrics::Metrics;
-use crate::observe::{Ending, Inputs, Observation, Patience, observe, preflight};
-use crate::ovn::{Databases, Owners, View, Writer, Written};
+use crate::observe::{Ending, Inputs, Observation, observe, preflight};
+use crate::ovn::{Basis, Databases, Owners, Target, View, Writer, Written, shown};
 use crate::policy::{Policy, Settings};
 use crate::routed::Alarms;
 
@@ -235,7 +235,7 @@ impl Reconciler {
                 }
                 break;
             };
-            match self.write(vm, case, &view).await {
+            match self.write(vm, case, &view, policy.as_deref()).await {
                 Written::Committed => {
                     if let (Some(record), Some(write)) =
                         (records.get_mut(case.record.uid()), &case.decision.write)
@@ -281,11 +281,7 @@ impl Reconciler {
         let mut order: Vec<_> = records.values().cloned().collect();
         order.sort_by_key(|record| std::cmp::Reverse(record.spec.epoch));
         let barrier = view.barrier();
-        let patience = Patience {
-            deadlines: settings.deadlines,
-            pod_gone_grace: self.pod_gone_grace,
-        };
-        let places = settings.places(&view);
+        let ports = shown(&view.ports);
         let mut cases: Vec<Case> = Vec::new();
         let mut newer_migration = false;
         for (position, mut record) in order.into_iter().enumerate() {
@@ -296,12 +292,12 @@ impl Reconciler {
                 migration: before.migration.as_deref(),
                 newer_migration,
                 former: &plan::former(&record, objects, &chassis_of),
-                ports: &view.ports,
-                places: &places,
+                ports: &ports,
+                routes: settings.routes(&view),
                 flip: settings.flip,
                 barrier: barrier.clone(),
                 chassis_of: &chassis_of,
-                patience,
+                patience: settings.patience(self.pod_gone_grace),
             };
             let seen = observe(&inputs, &mut record.spec, &mut record.status);
             newer_migration |= takes_over(&seen);
@@ -363,7 +359,7 @@ impl Reconciler {
         };
         let begin = Instant::now();
         let comment = format!("segue: the place of {vm}");
-        let written = self.writer.write(&write, view, &comment).await;
+        let written = self.writer.write(&write, view.into(), &comment).await;
         let took = begin.elapsed();
         self.metrics.placed(&written, took);
         match &written {
@@ -382,7 +378,13 @@ impl Reconciler {
         again.retry = !matches!(written, Written::Committed | Written::NotLeader);
     }
 
-    async fn write(&self, vm: &VmName, case: &Case, view: &View) -> Written {
+    async fn write(
+        &self,
+        vm: &VmName,
+        case: &Case,
+        view: &View,
+        policy: Option<&Policy>,
+    ) -> Written {
         let Some(write) = &case.decision.write else {
             return Written::Committed;
         };
@@ -390,7 +392,14 @@ impl Reconciler {
         let migration = case.record.uid();
         let comment = format!("segue: {step} for migration {migration} of {vm}");
         let begin = Instant::now();
-        let written = self.writer.write(write, view, &comment).await;
+        let static_routes = self.settings(policy).mode == RoutingMode::StaticRoutes;
+        let target = static_routes.then(|| counterpart(vm, case, view)).flatten();
+        let basis = Basis {
+            view,
+            static_routes,
+            target: target.as_ref(),
+        };
+        let written = self.writer.write(write, basis, &comment).await;
         let took = begin.elapsed();
         self.metrics.wrote(step, &written, took);
         let name = &case.record.name;
@@ -443,6 +452,18 @@ fn takes_over(seen: &Observation) -> bool {
         Ending::Running => seen.observed.source.is_some() && seen.observed.target.is_some(),
         Ending::Gone => false,
     }
+}
+
+/// Where a VM whose network has a port for every pod gets its target's.
+fn counterpart(vm: &VmName, case: &Case, view: &View) -> Option<Target> {
+    let spec = &case.record.spec;
+    let (source, target) = (spec.source.as_ref()?, spec.target.as_ref()?);
+    let pod = |place: &crate::api::Place| place.pod.clone().unwrap_or_default();
+    Some(Target {
+        vm: vm.clone(),
+        pods: (pod(source), pod(target)),
+        switch: view.switch_for(&target.node)?,
+    })
 }
 
 fn summary(cases: &[Case]) -> Again {

@@ -104,13 +104,13 @@ impl News {
         let to = to.into_iter().map(String::as_str).collect::<Vec<_>>();
         let from = match &from[..] {
             [] => String::new(),
-            from => format!("; before, it took that of chassis {}", from.join(", ")),
+            from => format!("; before, they led to {}", from.join(", ")),
         };
         Self {
             warning: false,
-            reason: "TrafficFollowed",
+            reason: "RoutesFollowed",
             note: format!(
-                "traffic of {} with the outside takes the gateway of chassis {} ({}){from}",
+                "routes of {} lead to chassis {} ({}){from}",
                 record.spec.vm.name,
                 to.join(", "),
                 keys.join(", ")

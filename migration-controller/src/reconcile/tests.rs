@@ -109,7 +109,7 @@ fn look(record: &mut Record, objects: &VmObjects, ports: &[PortRow]) -> Observat
         newer_migration: false,
         former: &[],
         ports,
-        places: &Places::default(),
+        routes: (&[], &BTreeSet::new()),
         flip: handover::FlipPolicy::default(),
         barrier: Barrier::default(),
         chassis_of: &chassis_of,
@@ -555,10 +555,10 @@ fn a_flip_is_on_record_and_told() {
         record.status.step(TimelineStep::Flipped),
         Some(moment(SECOND))
     );
-    assert_eq!(news(&record), ["TrafficFollowed"]);
+    assert_eq!(news(&record), ["RoutesFollowed"]);
     let note = &record.news[0].note;
     assert!(
-        note.contains("chassis c2") && note.contains("chassis c1"),
+        note.contains("chassis c2") && note.contains("led to c1"),
         "{note}"
     );
 }

@@ -86,6 +86,16 @@ pub(crate) fn address(text: &str) -> Option<IpAddr> {
     interface(text).map(|(address, _)| address)
 }
 
+/// The one address that a prefix covers, if it covers no more.
+pub(crate) fn host(text: &str) -> Option<IpAddr> {
+    let (address, prefix) = interface(text)?;
+    let longest = match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    };
+    (prefix == longest).then_some(address)
+}
+
 /// The addresses of a switch port's `addresses`: of each element, what comes after the Ethernet
 /// address. `unknown`, `dynamic` and `router` tell of none. Source: ovn-nb(5).
 pub(crate) fn port_addresses(elements: &[String]) -> Vec<IpAddr> {

@@ -8,7 +8,7 @@ mod standing;
 mod sweep;
 mod topology;
 
-pub(crate) use address::{Family, Network, port_addresses};
+pub(crate) use address::{Family, Network, host, port_addresses};
 pub(crate) use keeper::{Alarms, Keeper};
 pub(crate) use topology::{Layout, Topology};
 

@@ -16,6 +16,9 @@ const CHASSIS: &str = "chassis";
 /// `options` key of a switch port of type `router`: the router port that it is connected to.
 const ROUTER_PORT: &str = "router-port";
 
+/// `external_ids` key of a switch: the node that it is for.
+const NODE: &str = "segue.io/node";
+
 /// The rows that a topology is found in.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Layout {
@@ -39,11 +42,21 @@ pub(crate) struct Topology {
     /// The gateways by `Chassis.name`.
     pub(crate) gateways: BTreeMap<String, Gateway>,
     /// The routed switches.
-    pub(crate) switches: BTreeSet<Uuid>,
+    pub(crate) switches: BTreeMap<Uuid, RoutedSwitch>,
     /// Every network of a port of the cluster router.
     pub(crate) inside: BTreeSet<Network>,
     /// Routers that cannot be a gateway, with why.
     pub(crate) rejected: Vec<String>,
+}
+
+/// A switch of the cluster router's that no gateway is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RoutedSwitch {
+    /// The node that it is for: `external_ids:segue.io/node`, else its own name. Where it is for none,
+    /// no node is called that.
+    pub(crate) node: String,
+    /// Name of the cluster router's port on it.
+    pub(crate) port: String,
 }
 
 /// The router that guests of one chassis reach the outside through.
@@ -87,7 +100,7 @@ impl Layout {
         let mut topology = Topology {
             cluster: *uuid,
             gateways: BTreeMap::new(),
-            switches: BTreeSet::new(),
+            switches: BTreeMap::new(),
             inside: networks
                 .flat_map(|port| &port.networks)
                 .filter_map(|network| Network::parse(network))
@@ -101,16 +114,20 @@ impl Layout {
                 .iter()
                 .filter_map(|port| attachments.get(port))
                 .collect();
-            if !attached.iter().any(|at| at.router == *uuid) {
+            let Some(own) = attached.iter().find(|at| at.router == *uuid) else {
                 continue;
-            }
+            };
+            let port = own.port.name.clone();
             let candidates: Vec<_> = attached
                 .into_iter()
                 .filter_map(|at| Some((at, at.chassis.as_ref()?)))
                 .filter(|(at, _)| at.router != *uuid)
                 .collect();
             if candidates.is_empty() {
-                topology.switches.insert(*switch);
+                let node = row.external_ids.get(NODE).unwrap_or(&row.name).clone();
+                topology
+                    .switches
+                    .insert(*switch, RoutedSwitch { node, port });
             }
             for (at, chassis) in candidates {
                 topology.take(chassis, at.gateway());
@@ -187,11 +204,24 @@ fn is_link_local(address: IpAddr) -> bool {
 impl Topology {
     /// Whether a switch port is on a routed switch.
     pub(crate) fn holds(&self, nb: &Snapshot, port: &Uuid) -> bool {
-        let on = |switch: &Uuid| {
+        self.switch_of(nb, port).is_some()
+    }
+
+    /// The routed switch that a switch port is on.
+    pub(crate) fn switch_of(&self, nb: &Snapshot, port: &Uuid) -> Option<Uuid> {
+        let on = |switch: &&Uuid| {
             let switch = nb.get::<LogicalSwitch>(switch);
             switch.is_some_and(|switch| switch.ports.contains(port))
         };
-        self.switches.iter().any(on)
+        self.switches.keys().find(on).copied()
+    }
+
+    /// The routed switch of a node.
+    pub(crate) fn switch_for(&self, node: &str) -> Option<Uuid> {
+        let mut switches = self.switches.iter();
+        switches
+            .find(|(_, switch)| switch.node == node)
+            .map(|(uuid, _)| *uuid)
     }
 
     /// The families that some gateway has a next hop of.

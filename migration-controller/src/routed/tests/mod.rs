@@ -2,6 +2,7 @@
 
 mod places;
 mod rows;
+mod statics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -135,6 +136,7 @@ struct Lab {
     writer: Arc<Writer>,
     keeper: Keeper<Deaf>,
     other: Client,
+    southbound: Client,
     _servers: [Server; 2],
 }
 
@@ -149,6 +151,7 @@ impl Lab {
         let servers = [Server::start("ovn-nb"), Server::start("ovn-sb")];
         let [nb, sb] = [servers[0].connect().await, servers[1].connect().await];
         let other = servers[0].connect().await;
+        let southbound = servers[1].connect().await;
         let mut tx = plan.transaction();
         tx.insert("NB_Global", Row::new().set("nb_cfg", 0));
         other.transact(NORTHBOUND, tx).await.unwrap();
@@ -169,6 +172,7 @@ impl Lab {
             writer,
             keeper,
             other,
+            southbound,
             _servers: servers,
         }
     }
@@ -247,7 +251,7 @@ impl Lab {
             routes: routes.collect(),
             raise_nb_cfg_from: None,
         };
-        soon(self.writer.write(&write, view, "test")).await
+        soon(self.writer.write(&write, view.into(), "test")).await
     }
 }
 

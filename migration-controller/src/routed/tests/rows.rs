@@ -29,7 +29,7 @@ async fn the_topology_is_found_from_the_cluster_router() {
     assert_eq!(hops, ["100.64.0.2", "fd64::2"]);
     let inside: Vec<_> = topology.inside.iter().map(ToString::to_string).collect();
     assert_eq!(inside, ["10.20.1.0/24", "100.64.0.0/16", "fd64::/64"]);
-    let switches = topology.switches.iter();
+    let switches = topology.switches.keys();
     let switches: BTreeSet<_> = switches
         .filter_map(|uuid| Some(nb.get::<crate::ovn::LogicalSwitch>(uuid)?.name.clone()))
         .collect();

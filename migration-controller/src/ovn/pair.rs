@@ -1,0 +1,380 @@
+//! Two ports that are one: where a network has a port for every pod, a guest that moves gets another.
+//!
+//! The decisions know of one port that two chassis have. A *pair* is shown to them as that, and what
+//! they decide is translated:
+//!
+//! | shown | the rows |
+//! | --- | --- |
+//! | `requested-chassis=S,T` | both ports exist, each on its node's switch |
+//! | bound to S, additionally to T | the source's port is bound to S, the target's to T |
+//! | `requested-chassis=T` alone | the source's port is gone |
+//! | `requested-chassis=S` alone | the target's port is gone |
+//!
+//! The mark is on both, so that either can tell of it when the other has gone. The target's port is a
+//! copy of the source's, in all of its port groups from the transaction on that makes it: there is no
+//! moment at which a policy does not hold. Where the network's owner has made it already, it is taken
+//! as it is, and labelled with the VM from then on; one that its owner labels so itself, ahead of
+//! that, would be taken for another port of the VM's.
+
+use std::collections::BTreeMap;
+
+use handover::{Mark, PortConfig, PortName, VmName};
+use ovsdb_rs::{Condition, Datum, Mutation, Row, Transaction};
+use uuid::Uuid;
+
+use super::PortRow;
+use super::writer::{ACTIVATION_STRATEGY, Mismatch, REQUESTED_CHASSIS, guard, map, mutations};
+
+/// Key of `external_ids` of the target's port: the name of the source's.
+const SOURCE_PORT: &str = "segue.io/source-port";
+/// Key of `external_ids` of the target's port: segue made it, and may remove it.
+const CREATED: &str = "segue.io/created";
+/// Key of `external_ids`: whose port it is.
+const VM: &str = "segue.io/vm";
+/// Key of `external_ids` of the source's port: what the target's is called, where that does not
+/// follow from the names of the pods.
+const TARGET_PORT: &str = "segue.io/target-port";
+/// Columns of the source's port that say nothing of the target's. Source: ovn-nb(5).
+const OWN_COLUMNS: [&str; 6] = [
+    "_uuid",
+    "_version",
+    "name",
+    "up",
+    "dynamic_addresses",
+    "ha_chassis_group",
+];
+
+/// One port of a VM as the decisions see it: a row, or two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pair {
+    name: PortName,
+    source: Option<PortRow>,
+    target: Option<PortRow>,
+}
+
+/// The ports of a VM, those of a pair together.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pairs(Vec<Pair>);
+
+/// Where the target's port of a pair is to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Whose port it is.
+    pub(crate) vm: VmName,
+    /// The pods of the guest before and after.
+    pub(crate) pods: (String, String),
+    /// The switch of the target's node.
+    pub(crate) switch: Uuid,
+}
+
+/// What is read of the source's port just before the target's is made.
+#[derive(Clone, Debug)]
+pub(super) struct Original {
+    /// All of its columns.
+    pub(super) row: Row,
+    /// The port groups that it is in, by UUID, with their names.
+    pub(super) groups: Vec<(Uuid, String)>,
+    /// The target's port, where somebody made it already: its row, `options` and `external_ids`.
+    pub(super) present: Option<(Uuid, Datum, Datum)>,
+}
+
+// === impl Pairs ===
+
+impl Pairs {
+    pub(crate) fn of(rows: &[PortRow]) -> Self {
+        let mut pairs: BTreeMap<PortName, Pair> = BTreeMap::new();
+        for row in rows {
+            let source = row.external_ids.get(SOURCE_PORT).map(PortName::new);
+            let is_target = source.is_some();
+            let name = source.unwrap_or_else(|| row.name.clone());
+            let pair = pairs.entry(name.clone()).or_insert_with(|| Pair {
+                name,
+                source: None,
+                target: None,
+            });
+            let half = if is_target {
+                &mut pair.target
+            } else {
+                &mut pair.source
+            };
+            *half = Some(row.clone());
+        }
+        Self(pairs.into_values().collect())
+    }
+
+    /// The pair of this name.
+    pub(super) fn get(&self, name: &PortName) -> Option<&Pair> {
+        self.0.iter().find(|pair| pair.name == *name)
+    }
+}
+
+/// The rows of a VM as the decisions see them: every pair as one.
+pub(crate) fn shown(rows: &[PortRow]) -> Vec<PortRow> {
+    Pairs::of(rows).0.iter().filter_map(Pair::shown).collect()
+}
+
+// === impl Pair ===
+
+impl Pair {
+    fn shown(&self) -> Option<PortRow> {
+        let (source, target) = match (&self.source, &self.target) {
+            (Some(source), Some(target)) => (source, target),
+            (None, Some(only)) | (Some(only), None) => {
+                return Some(PortRow {
+                    name: self.name.clone(),
+                    ..only.clone()
+                });
+            }
+            (None, None) => return None,
+        };
+        let mut row = source.clone();
+        match Mark::from_external_ids(&target.external_ids) {
+            Ok(Some(mark)) => {
+                let both = format!("{},{}", mark.source, mark.target);
+                row.options.insert(REQUESTED_CHASSIS.to_owned(), both);
+            }
+            Ok(None) => {}
+            // Damage to either is damage to both.
+            Err(_) => row.external_ids.clone_from(&target.external_ids),
+        }
+        match target.options.get(ACTIVATION_STRATEGY) {
+            Some(strategy) => row
+                .options
+                .insert(ACTIVATION_STRATEGY.to_owned(), strategy.clone()),
+            None => row.options.remove(ACTIVATION_STRATEGY),
+        };
+        row.binding.additional = target.binding.chassis.clone().into_iter().collect();
+        Some(row)
+    }
+
+    /// The row that the target's port is to be made from, where there is none yet.
+    pub(super) fn lone_source(&self) -> Option<&PortRow> {
+        self.source.as_ref().filter(|_| self.target.is_none())
+    }
+
+    /// Adds what makes the rows look like `config` when shown, for a pair that is one or was.
+    pub(super) fn change(
+        &self,
+        config: &PortConfig,
+        switch_of: &dyn Fn(&Uuid) -> Option<Uuid>,
+        tx: &mut Transaction,
+    ) -> Result<(), Mismatch> {
+        for row in self.source.iter().chain(&self.target) {
+            tx.expect("Logical_Switch_Port", row.uuid, guard(row));
+        }
+        let both = wants_both(config);
+        match (&self.source, &self.target) {
+            (Some(source), Some(target)) if both => {
+                change_row(source, mark_alone(source, config), tx);
+                let requested = target.options.get(REQUESTED_CHASSIS).cloned();
+                let config = PortConfig {
+                    requested_chassis: requested,
+                    ..config.clone()
+                };
+                change_row(target, mutations(target, &config), tx);
+            }
+            (Some(source), Some(target)) => {
+                let mark = Mark::from_external_ids(&target.external_ids);
+                let to = mark.ok().flatten().map(|mark| mark.target);
+                if to.is_some() && config.requested_chassis == to {
+                    remove(source, switch_of, tx)?;
+                    change_row(target, mutations(target, config), tx);
+                } else {
+                    let_go(target, switch_of, tx)?;
+                    change_row(source, mutations(source, config), tx);
+                }
+            }
+            (None, Some(target)) if !both => {
+                let mut all = mutations(target, config);
+                if config.mark.is_none() {
+                    all.push(Mutation::delete_keys(
+                        "external_ids",
+                        [SOURCE_PORT, CREATED],
+                    ));
+                }
+                change_row(target, all, tx);
+            }
+            (Some(source), None) => change_row(source, mutations(source, config), tx),
+            _ => return Err(Mismatch::Port(self.name.clone())),
+        }
+        Ok(())
+    }
+}
+
+/// Whether a port is to be on two chassis.
+pub(super) fn wants_both(config: &PortConfig) -> bool {
+    let requested = config.requested_chassis.as_deref();
+    requested.is_some_and(|list| list.contains(','))
+}
+
+/// The mark's part of what turns a row into `config`.
+fn mark_alone(row: &PortRow, config: &PortConfig) -> Vec<Mutation> {
+    let config = PortConfig {
+        requested_chassis: row.options.get(REQUESTED_CHASSIS).cloned(),
+        activation_strategy: row.options.get(ACTIVATION_STRATEGY).cloned(),
+        mark: config.mark.clone(),
+    };
+    mutations(row, &config)
+}
+
+fn change_row(row: &PortRow, mutations: Vec<Mutation>, tx: &mut Transaction) {
+    if !mutations.is_empty() {
+        tx.mutate("Logical_Switch_Port", row.uuid, mutations);
+    }
+}
+
+/// A port that no switch has is no more (ovn-nb(5): the table is not of the root set).
+fn remove(
+    row: &PortRow,
+    switch_of: &dyn Fn(&Uuid) -> Option<Uuid>,
+    tx: &mut Transaction,
+) -> Result<(), Mismatch> {
+    let switch = switch_of(&row.uuid).ok_or_else(|| Mismatch::Port(row.name.clone()))?;
+    let gone = Datum::set([row.uuid]);
+    let holds = [
+        Condition::uuid(switch),
+        Condition::includes("ports", gone.clone()),
+    ];
+    tx.mutate("Logical_Switch", holds, [Mutation::delete("ports", gone)]);
+    Ok(())
+}
+
+/// Removes the target's port, or the marks from one that is somebody else's.
+fn let_go(
+    target: &PortRow,
+    switch_of: &dyn Fn(&Uuid) -> Option<Uuid>,
+    tx: &mut Transaction,
+) -> Result<(), Mismatch> {
+    if target.external_ids.contains_key(CREATED) {
+        return remove(target, switch_of, tx);
+    }
+    let keys = Mark::KEYS.into_iter().chain([SOURCE_PORT, VM]);
+    let mut gone = vec![Mutation::delete_keys("external_ids", keys)];
+    if target.options.contains_key(ACTIVATION_STRATEGY) {
+        gone.push(Mutation::delete_keys("options", [ACTIVATION_STRATEGY]));
+    }
+    change_row(target, gone, tx);
+    Ok(())
+}
+
+// === Making the target's port ===
+
+impl Target {
+    /// What the target's port is called: as the source's says, or as that is with the pod's name.
+    pub(super) fn port_name(&self, source: &PortRow) -> Result<String, Mismatch> {
+        if let Some(told) = source.external_ids.get(TARGET_PORT) {
+            return Ok(told.clone());
+        }
+        let (before, after) = &self.pods;
+        let name = source.name.as_str();
+        if before.is_empty() || after.is_empty() || !name.contains(before.as_str()) {
+            return Err(Mismatch::Counterpart(source.name.clone()));
+        }
+        Ok(name.replacen(before.as_str(), after, 1))
+    }
+
+    /// Adds what makes the target's port, with the source's marked.
+    pub(super) fn make(
+        &self,
+        source: &PortRow,
+        config: &PortConfig,
+        original: &Original,
+        tx: &mut Transaction,
+    ) -> Result<(), Mismatch> {
+        let name = self.port_name(source)?;
+        let copied: Vec<_> = original
+            .row
+            .iter()
+            .filter(|(column, _)| !OWN_COLUMNS.contains(column))
+            .collect();
+        let mut unchanged = Row::new();
+        for (column, value) in &copied {
+            unchanged = unchanged.set(*column, (*value).clone());
+        }
+        tx.expect("Logical_Switch_Port", source.uuid, unchanged.clone());
+        let groups = original.groups.iter();
+        let groups_now = groups
+            .clone()
+            .map(|(_, name)| Row::new().set("name", name.as_str()));
+        tx.wait(
+            "Port_Group",
+            Condition::includes("ports", Datum::set([source.uuid])),
+            ["name"],
+            ovsdb_rs::WaitOp::Equal,
+            groups_now,
+            Some(std::time::Duration::ZERO),
+        );
+        let (options, ids) = self.columns(source, config);
+        let port = if let Some((uuid, options_now, ids_now)) = &original.present {
+            let guard = Row::new()
+                .set("options", options_now.clone())
+                .set("external_ids", ids_now.clone());
+            tx.expect("Logical_Switch_Port", *uuid, guard);
+            tx.mutate("Logical_Switch_Port", *uuid, self.adopt(source, config));
+            Datum::set([*uuid])
+        } else {
+            let row = unchanged
+                .set("name", name)
+                .set("options", map(&options))
+                .set("external_ids", map(&ids));
+            let port = Datum::set([tx.insert("Logical_Switch_Port", row)]);
+            let add = Mutation::insert("ports", port.clone());
+            tx.mutate("Logical_Switch", self.switch, [add]);
+            port
+        };
+        for (group, _) in groups {
+            let add = Mutation::insert("ports", port.clone());
+            tx.mutate("Port_Group", *group, [add]);
+        }
+        change_row(source, mark_alone(source, config), tx);
+        Ok(())
+    }
+
+    /// `options` and `external_ids` of a port that segue makes.
+    fn columns(
+        &self,
+        source: &PortRow,
+        config: &PortConfig,
+    ) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+        let mut options = source.options.clone();
+        options.remove(ACTIVATION_STRATEGY);
+        let target = config.mark.as_ref().map(|mark| mark.target.clone());
+        options.extend(target.map(|target| (REQUESTED_CHASSIS.to_owned(), target)));
+        let strategy = config.activation_strategy.clone();
+        options.extend(strategy.map(|strategy| (ACTIVATION_STRATEGY.to_owned(), strategy)));
+        let mut ids = source.external_ids.clone();
+        ids.retain(|key, _| !Mark::KEYS.contains(&key.as_str()) && key != TARGET_PORT);
+        ids.extend(self.ids(source, config));
+        ids.insert(CREATED.to_owned(), "true".to_owned());
+        (options, ids)
+    }
+
+    fn ids(&self, source: &PortRow, config: &PortConfig) -> BTreeMap<String, String> {
+        let mark = config.mark.as_ref().map(Mark::to_external_ids);
+        let mark = mark.into_iter().flatten();
+        mark.map(|(key, value)| (key.to_owned(), value))
+            .chain([
+                (SOURCE_PORT.to_owned(), source.name.to_string()),
+                (VM.to_owned(), self.vm.to_string()),
+            ])
+            .collect()
+    }
+
+    /// What marks a port that its network's owner made.
+    fn adopt(&self, source: &PortRow, config: &PortConfig) -> Vec<Mutation> {
+        let ids = self.ids(source, config);
+        let keys = Mark::KEYS.into_iter().chain([SOURCE_PORT, VM]);
+        let mut mutations = vec![
+            Mutation::delete_keys("external_ids", keys),
+            Mutation::insert("external_ids", map(&ids)),
+        ];
+        if let Some(strategy) = &config.activation_strategy {
+            mutations.extend(Mutation::put(
+                "options",
+                ACTIVATION_STRATEGY,
+                strategy.as_str(),
+            ));
+        }
+        mutations
+    }
+}
