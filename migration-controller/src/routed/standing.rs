@@ -17,6 +17,11 @@ const ALLOW: i64 = 1110;
 /// Priority of policies that send traffic to a guest's gateway.
 const REROUTE: i64 = 1100;
 
+/// What a gateway has just translated back: replies to what a guest opened through it. Source:
+/// ovn-sb(5), `ct.rpl`. Rerouted, they would make the guest's next packets pass for replies at its
+/// new gateway, which would send them out untranslated.
+const REPLY: &str = "ct.rpl";
+
 /// What segue's rows should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Desired {
@@ -84,12 +89,15 @@ impl Desired {
                 desired.place(topology, family, chassis);
             }
         }
-        let joined = topology.gateways.values().map(|gateway| Policy {
-            router: gateway.router,
-            r#match: format!("inport == \"{}\"", gateway.port),
-            next_hop: None,
-        });
-        desired.policies.extend(joined);
+        for gateway in topology.gateways.values() {
+            let from_inside = format!("inport == \"{}\"", gateway.port);
+            let allowed = [from_inside, REPLY.to_owned()].map(|r#match| Policy {
+                router: gateway.router,
+                r#match,
+                next_hop: None,
+            });
+            desired.policies.extend(allowed);
+        }
         desired
     }
 

@@ -370,7 +370,10 @@ fn lay_out_gateway(tx: &mut Transaction, node: Node) {
         .set("nexthop", cluster_address().to_string());
     let inwards = tx.insert("Logical_Router_Static_Route", inwards);
     let from_inside = format!("inport == \"{}\"", node.join_port());
-    let mut policies = vec![policy(tx, STAY, &from_inside, None)];
+    let mut policies = vec![
+        policy(tx, STAY, &from_inside, None),
+        policy(tx, STAY, "ct.rpl", None),
+    ];
     for other in Node::all().filter(|other| *other != node) {
         let matches = format!("ip4.dst == ${}", other.address_set());
         policies.push(policy(tx, REROUTE, &matches, Some(other)));

@@ -68,6 +68,8 @@ async fn the_rows_appear_and_an_unchanged_world_is_not_written_to() {
         format!("cluster 1100 ip6.src == ${t2} reroute fd64::3"),
         "gr-c1 1110 inport == \"gr-c1-join\" allow".to_owned(),
         "gr-c2 1110 inport == \"gr-c2-join\" allow".to_owned(),
+        "gr-c1 1110 ct.rpl allow".to_owned(),
+        "gr-c2 1110 ct.rpl allow".to_owned(),
         format!("gr-c1 1100 ip4.dst == ${s2} reroute 100.64.0.3"),
         format!("gr-c2 1100 ip4.dst == ${s1} reroute 100.64.0.2"),
         format!("gr-c1 1100 ip6.dst == ${t2} reroute fd64::3"),
