@@ -127,7 +127,7 @@ bench-arp-proxy: root
 FUZZ_SECONDS ?= 600
 fuzz-arp-proxy:
 	$(call say,Fuzzing what arp-proxy receives for $(FUZZ_SECONDS) s)
-	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz --version 0.13.2
 	@cd arp-proxy && RUSTC_BOOTSTRAP=1 nice -n 19 cargo fuzz run -O wire -- -max_total_time=$(FUZZ_SECONDS) -max_len=512 -print_final_stats=1
 	@cd arp-proxy && RUSTC_BOOTSTRAP=1 nice -n 19 cargo fuzz cmin -O wire -- -max_len=512
 

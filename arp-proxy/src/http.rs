@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -71,7 +71,7 @@ impl Control {
         let listener = listener.with_context(name)?;
         let path = path.to_owned();
         let control = Self { listener, path };
-        // Announcing speaks in the gateway's name. Who connects before this line finds nobody serving yet.
+        // Announcing speaks in the gateway's name. Who connects before this line is turned away by `serve`.
         fs::set_permissions(&control.path, Permissions::from_mode(0o600)).with_context(name)?;
         Ok(control)
     }
@@ -79,8 +79,19 @@ impl Control {
     /// Serves until `stop`.
     pub(crate) async fn serve(self, service: Service, stop: CancellationToken) {
         while let Some(accepted) = stop.run_until_cancelled(self.listener.accept()).await {
-            connection(accepted.map(|(stream, _)| stream), &service, &stop).await;
+            let accepted = accepted.and_then(|(stream, _)| self.admit(stream));
+            connection(accepted, &service, &stop).await;
         }
+    }
+
+    /// Turns away who is neither the socket's owner nor root.
+    fn admit(&self, stream: UnixStream) -> io::Result<UnixStream> {
+        let (peer, owner) = (stream.peer_cred()?.uid(), fs::metadata(&self.path)?.uid());
+        if peer == owner || peer == 0 {
+            return Ok(stream);
+        }
+        let message = format!("user {peer} has no business on {}", self.path.display());
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
     }
 }
 

@@ -40,7 +40,8 @@ struct FlipArgs {
     #[arg(long, default_value_t = 100)]
     flips: usize,
 
-    /// Where one flip takes five seconds or more, as many as fit in this time, and at least two.
+    /// Where one flip takes five seconds or more, as many as fit in this time, and at least fifty; two where one takes
+    /// twenty.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     patience: u64,
 

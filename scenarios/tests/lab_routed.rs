@@ -194,7 +194,9 @@ async fn write_segues_rows(lab: &Lab) -> Result<()> {
         ("node3", "100.64.0.13", "fd98::13"),
     ] {
         let inside = format!("inport == \"gr-{node}-join\"");
-        policy(lab, &format!("gr-{node}"), "1110", &inside, &["allow"]).await?;
+        for usual in [inside.as_str(), "ct.rpl"] {
+            policy(lab, &format!("gr-{node}"), "1110", usual, &["allow"]).await?;
+        }
         for (family, hop) in [("4", hop4), ("6", hop6)] {
             let source = format!("ip{family}.src == ${node}_ip{family}");
             policy(lab, "cluster", "1100", &source, &["reroute", hop]).await?;

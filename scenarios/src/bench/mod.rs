@@ -45,6 +45,10 @@ use world::World;
 
 /// From here on a flip is slow: so many of them as were asked for would take too long.
 const SLOW: Duration = Duration::from_secs(5);
+/// From here on not even [`ENOUGH`] of them can be waited for.
+const HOPELESS: Duration = Duration::from_secs(20);
+/// Rounds there and back that a percentile needs, even of slow flips.
+const ENOUGH: usize = 25;
 
 /// What is to be measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -248,7 +252,8 @@ impl BenchSpec {
         let mut number = self.flips.div_ceil(2);
         if is_slow {
             let affordable = self.patience.as_secs() / (2 * one.as_secs()).max(1);
-            number = number.min(usize::try_from(affordable).unwrap_or(usize::MAX).max(1));
+            let least = if one < HOPELESS { ENOUGH } else { 1 };
+            number = number.min(usize::try_from(affordable).unwrap_or(usize::MAX).max(least));
         }
         Rounds { number, is_slow }
     }
@@ -293,6 +298,7 @@ mod tests {
             (100, 4, 50, false),
             (3, 4, 2, false),
             (100, 6, 25, true),
+            (100, 15, 25, true),
             (10, 6, 5, true),
             (100, 400, 1, true),
         ] {

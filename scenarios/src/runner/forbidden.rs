@@ -1,6 +1,7 @@
 //! Flows that must never pass: what is tried is counted at the sender, what comes through at the
 //! guest's taps, so that no lost answer can hide it.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -185,13 +186,14 @@ async fn packets(
             _ = due.tick() => {
                 // An ICMP answer to an earlier packet is told by the next call, which then sends
                 // nothing.
-                while let Err(error) = socket.try_send(&PAYLOAD) {
-                    if error.kind() != std::io::ErrorKind::ConnectionRefused {
-                        break;
+                let result = loop {
+                    match socket.try_send(&PAYLOAD) {
+                        Err(error) if error.kind() == ErrorKind::ConnectionRefused => answered += 1,
+                        result => break result,
                     }
-                    answered += 1;
-                }
-                sent += 1;
+                };
+                // One that the sender's own host did not let go has tried nothing.
+                sent += u64::from(result.is_ok());
             }
             received = socket.recv(&mut buffer) => answered += u64::from(is_answer(&received)),
         }
@@ -202,7 +204,7 @@ async fn packets(
 fn is_answer(received: &std::io::Result<usize>) -> bool {
     match received {
         Ok(_) => true,
-        Err(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+        Err(error) => error.kind() == ErrorKind::ConnectionRefused,
     }
 }
 
@@ -224,7 +226,7 @@ async fn connections(target: SocketAddr, mut stopped: flag::Receiver<bool>) -> (
     while let Some(ended) = running.join_next().await {
         answered += u64::from(match ended {
             Ok(Ok(Ok(_))) => true,
-            Ok(Ok(Err(error))) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+            Ok(Ok(Err(error))) => error.kind() == ErrorKind::ConnectionRefused,
             _ => false,
         });
     }
