@@ -86,6 +86,12 @@ pub(super) async fn run(
     let mut written = None;
     let mut deadline = None;
     let broken = loop {
+        // All of it is back: how the two sides close is nobody's connection any more.
+        if let Some((sent, None, _)) = &written
+            && reader.outcome.echoed >= *sent
+        {
+            break None;
+        }
         tokio::select! {
             result = &mut writing, if written.is_none() => written = Some(result),
             result = reader.read() => match result {
@@ -131,6 +137,8 @@ async fn write_records(
         }
         let record = [number.to_be_bytes(); RECORD / 8].concat();
         let result = tokio::select! {
+            // First: one that is due when the run ends still fits in, and the stream is closed after it.
+            biased;
             result = half.write_all(&record) => result,
             // A peer that takes nothing more must not hold up the end of the run.
             _ = stopped.wait_for(|stop| *stop) => Err(io::Error::other("the stream was blocked at the end")),
@@ -186,16 +194,18 @@ impl Reader {
     ) -> Outcome {
         let mut outcome = self.outcome;
         outcome.retransmits = total_retransmits(self.half.as_ref().as_fd()).unwrap_or(0);
-        let (sent, write_error) = match written {
-            Some((sent, error, _half)) => (sent, error),
+        let (sent, write_error, ended_early) = match written {
+            Some((sent, error, _half)) => (sent, error, None),
             // It ended before it was told to.
             None => (
                 outcome.echoed,
+                None,
                 Some(io::Error::other("the reflector closed the stream")),
             ),
         };
         outcome.sent = sent;
-        let error = broken.or(write_error);
+        // What kept it from being written comes before what was therefore not read.
+        let error = write_error.or(broken).or(ended_early);
         let missing = sent.saturating_sub(outcome.echoed);
         if missing > 0 {
             outcome.arrivals.missing_until(realtime_ns());
