@@ -128,7 +128,9 @@ impl Ovn {
             source.requested.extend(target.requested);
             source.strategy = source.strategy.or(target.strategy);
             source.marks.extend(target.marks);
-            source.additional.extend(target.chassis);
+            let claimed = target.chassis.into_iter().chain(target.additional);
+            source.additional.extend(claimed);
+            source.activated.extend(target.activated);
             source
         })
     }
