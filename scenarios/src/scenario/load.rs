@@ -438,6 +438,20 @@ steps:
     }
 
     #[test]
+    fn pods_ports_are_a_routed_networks_and_made_by_its_owner() {
+        let routed = "about: One VM moves.\ntopology: routed\nports_of: pod";
+        let text = GOOD.replace("about: One VM moves.", routed);
+        let scenario = parse(Path::new("x.yaml"), &text).unwrap();
+        assert_eq!(scenario.layout().ports_of, PortsOf::Pod);
+        let shared = text.replace("topology: routed", "topology: shared");
+        assert!(error(&shared).contains("ports_of: only with"));
+        for other in ["requested_chassis: unset", "found_by: kube_ovn_name"] {
+            let text = text.replace("node: node1", &format!("node: node1, {other}"));
+            assert!(error(&text).contains("ports_of: pod"), "{other}");
+        }
+    }
+
+    #[test]
     fn one_vm_moves_once_at_a_time() {
         let text = GOOD.replace(
             "migrate: {vm: web, to: node2}",
