@@ -6,13 +6,15 @@
 //! | shown | the rows |
 //! | --- | --- |
 //! | `requested-chassis=S,T` | both ports exist, each on its node's switch |
-//! | bound to S, additionally to T | the source's port is bound to S, the target's to T |
-//! | `requested-chassis=T` alone | the source's port is gone |
+//! | bound to S, additionally to T | the source's port is bound to S, T has claimed the target's |
+//! | `requested-chassis=T` alone | the source's port is gone, the target's asks for T alone |
 //! | `requested-chassis=S` alone | the target's port is gone |
 //!
 //! The mark is on both, so that either can tell of it when the other has gone. The target's port is a
 //! copy of the source's, in all of its port groups from the transaction on that makes it: there is no
-//! moment at which a policy does not hold. Where the network's owner has made it already, it is taken
+//! moment at which a policy does not hold. It asks for S and T, although S has no interface for it:
+//! only a chassis that is additional heeds the activation strategy, so only that way T keeps the port
+//! shut until the guest announces itself, and tells of it. Where the network's owner has made it already, it is taken
 //! as it is, and labelled with the VM from then on; one that its owner labels so itself, ahead of
 //! that, would be taken for another port of the VM's.
 
@@ -143,7 +145,10 @@ impl Pair {
                 .insert(ACTIVATION_STRATEGY.to_owned(), strategy.clone()),
             None => row.options.remove(ACTIVATION_STRATEGY),
         };
-        row.binding.additional = target.binding.chassis.clone().into_iter().collect();
+        let additional = target.binding.additional.iter();
+        let claimed = target.binding.chassis.iter().chain(additional);
+        row.binding.additional = claimed.cloned().collect();
+        row.activated.extend(target.activated.iter().cloned());
         Some(row)
     }
 
@@ -184,7 +189,8 @@ impl Pair {
                     change_row(source, mutations(source, config), tx);
                 }
             }
-            (None, Some(target)) if !both => {
+            // The owner took the source's away, maybe before the flip.
+            (None, Some(target)) => {
                 let mut all = mutations(target, config);
                 if config.mark.is_none() {
                     all.push(Mutation::delete_keys(
@@ -195,7 +201,7 @@ impl Pair {
                 change_row(target, all, tx);
             }
             (Some(source), None) => change_row(source, mutations(source, config), tx),
-            _ => return Err(Mismatch::Port(self.name.clone())),
+            (None, None) => return Err(Mismatch::Port(self.name.clone())),
         }
         Ok(())
     }
@@ -338,8 +344,8 @@ impl Target {
     ) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
         let mut options = source.options.clone();
         options.remove(ACTIVATION_STRATEGY);
-        let target = config.mark.as_ref().map(|mark| mark.target.clone());
-        options.extend(target.map(|target| (REQUESTED_CHASSIS.to_owned(), target)));
+        let requested = config.requested_chassis.clone();
+        options.extend(requested.map(|both| (REQUESTED_CHASSIS.to_owned(), both)));
         let strategy = config.activation_strategy.clone();
         options.extend(strategy.map(|strategy| (ACTIVATION_STRATEGY.to_owned(), strategy)));
         let mut ids = source.external_ids.clone();

@@ -15,6 +15,7 @@ use crate::kubevirt::{
 };
 use crate::lab::events::{Event, Follower, Kind, Lifecycle};
 use crate::lab::libvirt::{MigrateOptions, MigrationJob, Outcome};
+use crate::lab::routed::RoutedNetwork;
 use crate::lab::{Accel, Guest, GuestSpec, Host, Lab, Nic, events, guest, libvirt, topology};
 
 const DEFAULT_MEMORY_MIB: u32 = 128;
@@ -115,6 +116,32 @@ impl LabHypervisor {
         Ok(guest)
     }
 
+    /// Plugs a card as its port; there is a tap already where another pod of the VM has one on the node.
+    async fn plug_card(
+        &self,
+        sandbox: &Sandbox,
+        card: &VmiNic,
+        nic: &Nic,
+        is_there: bool,
+    ) -> Result<()> {
+        let node = self.node(&sandbox.node)?;
+        let lsp = if card.of_pod {
+            sandbox.port()
+        } else {
+            nic.lsp.clone()
+        };
+        if card.of_pod {
+            RoutedNetwork::attach(&self.0.lab)
+                .add_pod_port(nic, &sandbox.node, &lsp, &card.vm)
+                .await?;
+        }
+        if is_there {
+            node.ovs().add_port(&nic.tap(), &lsp).await
+        } else {
+            guest::plug_as(node, nic, &lsp).await
+        }
+    }
+
     async fn copy(&self, migration: &Migration) -> Result<()> {
         let domain = migration.machine.domain();
         let options = self.state().plans.remove(&domain).unwrap_or_default();
@@ -199,26 +226,30 @@ fn domain_event(event: &Event) -> Option<DomainEvent> {
 }
 
 impl Hypervisor for LabHypervisor {
-    async fn plug(&self, sandbox: &Sandbox, nics: &[VmiNic]) -> Result<(), BoxError> {
-        let nics = lab_nics(nics)?;
+    async fn plug(&self, sandbox: &Sandbox, cards: &[VmiNic]) -> Result<(), BoxError> {
+        let nics = lab_nics(cards)?;
         let place = place_of(&sandbox.node, &nics);
         let holder = self.state().plugged.get(&place).cloned();
         tracing::debug!(?place, pod = sandbox.pod, ?holder, "plugging");
-        if holder.is_none() {
-            guest::plug(self.node(&sandbox.node)?, &nics).await?;
+        for (card, nic) in cards.iter().zip(&nics) {
+            self.plug_card(sandbox, card, nic, holder.is_some()).await?;
         }
         self.state().plugged.insert(place, sandbox.uid.clone());
         Ok(())
     }
 
-    async fn unplug(&self, sandbox: &Sandbox, nics: &[VmiNic]) -> Result<(), BoxError> {
-        let nics = lab_nics(nics)?;
+    async fn unplug(&self, sandbox: &Sandbox, cards: &[VmiNic]) -> Result<(), BoxError> {
+        let nics = lab_nics(cards)?;
         let place = place_of(&sandbox.node, &nics);
         let holder = self.state().plugged.get(&place).cloned();
         tracing::debug!(?place, pod = sandbox.pod, ?holder, "unplugging");
         if holder.as_ref() == Some(&sandbox.uid) {
             guest::unplug(self.node(&sandbox.node)?, &nics).await?;
             self.state().plugged.remove(&place);
+        }
+        if cards.iter().any(|card| card.of_pod) {
+            let network = RoutedNetwork::attach(&self.0.lab);
+            network.del_pod_port(&sandbox.port()).await?;
         }
         Ok(())
     }

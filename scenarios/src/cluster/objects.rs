@@ -28,6 +28,8 @@ pub(crate) struct VmPort {
     pub(crate) interface: String,
     /// The logical switch port.
     pub(crate) lsp: String,
+    /// Whether each pod has another, and `lsp` is what they have in common.
+    pub(crate) of_pod: bool,
     /// The guest's Ethernet address.
     pub(crate) mac: String,
     /// The guest's addresses.
@@ -46,6 +48,7 @@ pub(crate) fn vmi(
         .map(|port| {
             let told = Port {
                 iface_id: Some(port.lsp.clone()),
+                of_pod: port.of_pod,
                 addresses: port.addresses.clone(),
             };
             (port.interface.clone(), told)

@@ -124,6 +124,14 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn events(&self) -> BoxStream<'static, DomainEvent>;
 }
 
+impl Sandbox {
+    /// The name of the pod's own logical switch port, as ovn-kubernetes names it, in networks with a port for every
+    /// pod.
+    pub fn port(&self) -> String {
+        format!("{}_{}", self.namespace, self.pod)
+    }
+}
+
 impl Machine {
     /// The domain's name, made as KubeVirt makes it: `<namespace>_<name>`.
     pub fn domain(&self) -> String {

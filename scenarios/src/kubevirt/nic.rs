@@ -21,6 +21,10 @@ pub struct Port {
     /// `<namespace>/<name>`, as Kube-OVN names the ports of VMs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iface_id: Option<String>,
+    /// Whether the port is the pod's and not the VM's: each pod of the VM has another. `iface_id` then names what they
+    /// have in common.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_pod: bool,
     /// What the guest has there; shown in the status of the VMI and of its pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
@@ -33,6 +37,10 @@ pub struct Nic {
     pub name: String,
     /// The logical switch port.
     pub iface_id: String,
+    /// Whether that is only what the ports of the VM's pods have in common, and each pod has a port of its own.
+    pub of_pod: bool,
+    /// Whose card it is: `<namespace>/<vm>`.
+    pub vm: String,
     /// As the VMI has it.
     pub mac: String,
     /// What the guest has there, where the annotation tells.
@@ -88,6 +96,8 @@ pub fn nics(vmi: &VirtualMachineInstance) -> Result<Vec<Nic>, Error> {
         nics.push(Nic {
             name: interface.name.clone(),
             iface_id,
+            of_pod: port.of_pod,
+            vm: format!("{namespace}/{name}"),
             mac,
             addresses: port.addresses,
         });

@@ -149,22 +149,25 @@ impl Neighbour {
 
 /// Creates guests' interfaces on a node and puts them on the integration bridge.
 pub async fn plug(node: &Host, nics: &[Nic]) -> Result<()> {
-    try_join_all(nics.iter().map(|nic| async move {
-        let tap = nic.tap();
-        node.netns()
-            .ip(&[
-                format!("tuntap add dev {tap} mode tap"),
-                // What arrives while the guest is paused must find room.
-                format!("link set {tap} txqueuelen 4000 up"),
-            ])
-            .await?;
-        node.ovs()
-            .add_port(&tap, &nic.lsp)
-            .await
-            .with_context(|| format!("plug {} on {}", nic.lsp, node.name()))
-    }))
-    .await
-    .map(drop)
+    try_join_all(nics.iter().map(|nic| plug_as(node, nic, &nic.lsp)))
+        .await
+        .map(drop)
+}
+
+/// Creates a guest's interface on a node and puts it on the integration bridge as a logical switch port.
+pub async fn plug_as(node: &Host, nic: &Nic, lsp: &str) -> Result<()> {
+    let tap = nic.tap();
+    node.netns()
+        .ip(&[
+            format!("tuntap add dev {tap} mode tap"),
+            // What arrives while the guest is paused must find room.
+            format!("link set {tap} txqueuelen 4000 up"),
+        ])
+        .await?;
+    node.ovs()
+        .add_port(&tap, lsp)
+        .await
+        .with_context(|| format!("plug {lsp} on {}", node.name()))
 }
 
 /// Removes guests' interfaces from a node.

@@ -1,6 +1,5 @@
 //! Whoever can tell what happens in a migration, telling its [`Moments`].
 
-use std::net::IpAddr;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
@@ -18,7 +17,7 @@ use crate::scenario::Moment;
 
 use super::moments::Moments;
 use super::ovn::{Ovn, PortView};
-use super::place;
+use super::place::{self, Placed};
 
 /// Which migration to follow.
 #[derive(Clone, Debug)]
@@ -35,8 +34,8 @@ pub(super) struct Followed {
     pub target: String,
     /// Its logical switch ports.
     pub ports: Vec<String>,
-    /// Its addresses that have a place.
-    pub placed: Vec<IpAddr>,
+    /// What is to follow it.
+    pub placed: Placed,
 }
 
 /// Starts the feeders. They end with the set; one that fails leaves its error there.
@@ -89,7 +88,7 @@ async fn from_ovn(followed: Followed, moments: Moments, ovn: Ovn) -> Result<()> 
 
 /// The moment that the places of the VM's addresses show: all of them must.
 fn place_seen(ovn: &Ovn, followed: &Followed, moments: &Moments) -> Option<Moment> {
-    let places = ovn.places(&followed.placed);
+    let places = followed.placed.places(ovn);
     if place::all_in(&places, &followed.target) {
         Some(Moment::Flipped)
     } else if moments.at(Moment::Ended).is_some() && place::all_in(&places, &followed.source) {

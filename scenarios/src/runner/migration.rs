@@ -23,6 +23,7 @@ use super::flows::{Flows, Watched};
 use super::inside::{self, FirstFrame};
 use super::moments::Moments;
 use super::place;
+use super::pods;
 use super::vm::{RunningVm, node_of};
 
 /// What is measured before the migration begins and after it has ended, so that its beginning and
@@ -56,6 +57,7 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
     let events = bench.cluster.hypervisor.raw_events();
     let mut feeders = feeders::start(&followed, &moments, &client, bench.ovn, events);
 
+    let groups = pods::groups(bench.ovn, vm);
     let gateway = place::gateway(bench, vm, &followed.source).await?;
     let nodes = [followed.source.as_str(), followed.target.as_str()];
     let flows = Flows::start(bench, vm, &nodes).await?;
@@ -91,6 +93,8 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
     let now = place::gateway(bench, vm, place_after(&followed, migration.outcome)).await?;
     migration.gateway = place::compared(&gateway, &now);
     let mut checks = check(bench, vm, &followed, migrate, &migration).await?;
+    let place = place_after(&followed, migration.outcome);
+    checks.extend(pods::check(bench.ovn, vm, place, &groups));
     checks.extend(check_flows(vm, migrate, &migration, &watched, bench)?);
     Ok(Done { migration, checks })
 }
@@ -230,7 +234,7 @@ fn assemble(
         vm: vm.spec.key(),
         source: followed.source.clone(),
         target: followed.target.clone(),
-        topology: vm.topology,
+        topology: vm.layout.topology,
         strategy: "segue-agentless".to_owned(),
         outcome: match status.phase {
             handover::Phase::Succeeded => Outcome::Succeeded,

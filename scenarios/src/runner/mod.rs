@@ -16,6 +16,7 @@ mod moments;
 mod networks;
 mod ovn;
 mod place;
+mod pods;
 mod policies;
 mod single;
 mod surroundings;
@@ -204,7 +205,7 @@ impl<'a> Runner<'a> {
                 self.cluster.client(),
                 &self.networks,
                 &self.ovn,
-                scenario.topology,
+                scenario.layout(),
                 host,
                 spec,
             );
@@ -218,7 +219,7 @@ impl<'a> Runner<'a> {
     /// # Errors
     /// When something does not end, or what the VMs were is left in OVN.
     pub async fn stop(self) -> Result<()> {
-        let placed: Vec<_> = self.placed.into_iter().collect();
+        let placed = place::Placed::in_sets(self.placed.into_iter().collect());
         // Once for all scenarios: the controller waits a while for a port that may come back.
         let forgotten = place::settled(&self.ovn, &placed, None).await;
         self.cluster.stop().await?;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use crate::lab::routed::{self, RoutedNetwork};
 use crate::lab::topology::{SharedSwitch, Subnet};
 use crate::lab::{Lab, Nic};
-use crate::scenario::{FoundBy, Gateway, Scenario, Topology, Vm};
+use crate::scenario::{FoundBy, Gateway, Layout, PortsOf, Scenario, Topology, Vm};
 
 /// Host numbers of guests in each subnet; the client has a lower one.
 pub(super) const FIRST_HOST: u8 = 10;
@@ -98,14 +98,9 @@ impl<'a> Networks<'a> {
         Ok(Network::Shared(switch.context("no such network")?))
     }
 
-    /// Adds the ports of a VM, and returns their interfaces. `host` is the guest's number in every
-    /// subnet.
-    pub(super) async fn add_ports(
-        &self,
-        topology: Topology,
-        vm: &Vm,
-        host: u8,
-    ) -> Result<Vec<Nic>> {
+    /// Adds the ports of a VM, but those of its pods, and returns its interfaces. `host` is the guest's
+    /// number in every subnet.
+    pub(super) async fn add_ports(&self, layout: Layout, vm: &Vm, host: u8) -> Result<Vec<Nic>> {
         let mut nics = Vec::new();
         let key = vm.key();
         let label: &[_] = match vm.found_by {
@@ -114,7 +109,7 @@ impl<'a> Networks<'a> {
         };
         for number in 0..vm.ports {
             let lsp = lsp_name(vm, number);
-            let nic = match self.of_port(topology, number)? {
+            let nic = match self.of_port(layout.topology, number)? {
                 Network::Shared(switch) => {
                     let nic = switch.subnet().nic(&lsp, host);
                     switch.add_port(&nic, label).await?;
@@ -122,7 +117,9 @@ impl<'a> Networks<'a> {
                 }
                 Network::Routed(network) => {
                     let nic = network.nic(&lsp, &vm.node, host)?;
-                    network.add_port(&nic, label).await?;
+                    if layout.ports_of == PortsOf::Vm {
+                        network.add_port(&nic, label).await?;
+                    }
                     nic
                 }
             };

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use ovsdb_rs::{Client, ClientOptions, Endpoints, Replica};
@@ -9,6 +10,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::lab::Lab;
+use crate::lab::routed::{PORT_KEY, node_of};
 
 ovsdb_rs::table! {
     #[derive(Eq)]
@@ -16,6 +18,24 @@ ovsdb_rs::table! {
         name: String,
         options: BTreeMap<String, String>,
         external_ids: BTreeMap<String, String>,
+    }
+
+    #[derive(Eq)]
+    struct LogicalSwitch in "Logical_Switch" {
+        name: String,
+        ports: BTreeSet<Uuid>,
+    }
+
+    #[derive(Eq)]
+    struct PortGroup in "Port_Group" {
+        name: String,
+        ports: BTreeSet<Uuid>,
+    }
+
+    #[derive(Eq)]
+    struct StaticRoute in "Logical_Router_Static_Route" {
+        ip_prefix: String,
+        output_port: Option<String>,
     }
 
     #[derive(Eq)]
@@ -42,7 +62,7 @@ ovsdb_rs::table! {
 /// (docs/routed.md).
 const PLACE: &str = "segue.io/chassis";
 
-/// Names of the chassis in whose sets each address is.
+/// Names of the chassis in whose sets each address is, or on whose switches a route to it leads.
 pub(super) type Places = BTreeMap<IpAddr, BTreeSet<String>>;
 
 /// Both databases, followed.
@@ -80,6 +100,9 @@ impl Ovn {
         };
         let north = Replica::builder("OVN_Northbound")
             .table::<LogicalSwitchPort>()
+            .table::<LogicalSwitch>()
+            .table::<PortGroup>()
+            .table::<StaticRoute>()
             .table::<AddressSet>()
             .start(&connect(lab.nb_endpoint()).await?)?;
         let south = Replica::builder("OVN_Southbound")
@@ -96,12 +119,43 @@ impl Ovn {
         Changed(self.north.changed(), self.south.changed())
     }
 
-    /// A port as it is now; `None` where there is no such logical switch port.
+    /// A port as it is now; `None` where there is no such logical switch port. The ports of a VM's pods
+    /// are one, by what they have in common: while there are two, it is on the chassis of both.
     pub(super) fn port(&self, name: &str) -> Option<PortView> {
-        let (north, south) = (self.north.snapshot(), self.south.snapshot());
-        let (_, row) = north
-            .iter::<LogicalSwitchPort>()
-            .find(|(_, row)| row.name == name)?;
+        let rows = self.rows(name);
+        let views = rows.iter().map(|(_, row)| self.view(row));
+        views.reduce(|mut source, target| {
+            source.requested.extend(target.requested);
+            source.strategy = source.strategy.or(target.strategy);
+            source.marks.extend(target.marks);
+            let claimed = target.chassis.into_iter().chain(target.additional);
+            source.additional.extend(claimed);
+            source.activated.extend(target.activated);
+            source
+        })
+    }
+
+    /// Names of the logical switch ports that are this one.
+    pub(super) fn names(&self, name: &str) -> Vec<String> {
+        let rows = self.rows(name);
+        rows.iter().map(|(_, row)| row.name.clone()).collect()
+    }
+
+    /// A port's row, or those of the ports of a VM's pods, the one that was there first before.
+    fn rows(&self, name: &str) -> Vec<(Uuid, Arc<LogicalSwitchPort>)> {
+        let north = self.north.snapshot();
+        let is_it = |row: &LogicalSwitchPort| {
+            let common = row.external_ids.get(PORT_KEY);
+            row.name == name || common.is_some_and(|common| common == name)
+        };
+        let mut rows = north.rows::<LogicalSwitchPort>();
+        rows.retain(|(_, row)| is_it(row));
+        rows.sort_by_key(|(_, row)| row.external_ids.contains_key("segue.io/source-port"));
+        rows
+    }
+
+    fn view(&self, row: &LogicalSwitchPort) -> PortView {
+        let south = self.south.snapshot();
         let is_mark = |key: &String| key.starts_with("segue.io/") && key != "segue.io/vm";
         let mut view = PortView {
             requested: list(row.options.get("requested-chassis")),
@@ -120,17 +174,56 @@ impl Ovn {
         };
         let binding = south
             .iter::<PortBinding>()
-            .find(|(_, row)| row.logical_port == name);
+            .find(|(_, binding)| binding.logical_port == row.name);
         if let Some((_, binding)) = binding {
             view.chassis = binding.chassis.as_ref().map(chassis);
             view.additional = binding.additional_chassis.iter().map(chassis).collect();
             view.activated = list(binding.options.get("additional-chassis-activated"));
         }
-        Some(view)
+        view
     }
 }
 
 impl Ovn {
+    /// Names of the switches that have a port, or those of a VM's pods.
+    pub(super) fn switches(&self, name: &str) -> Vec<String> {
+        let (north, rows) = (self.north.snapshot(), self.rows(name));
+        let has = |ports: &BTreeSet<Uuid>| rows.iter().any(|(uuid, _)| ports.contains(uuid));
+        let switches = north.iter::<LogicalSwitch>();
+        let having = switches.filter(|(_, switch)| has(&switch.ports));
+        having.map(|(_, switch)| switch.name.clone()).collect()
+    }
+
+    /// Names of the port groups that a port is in.
+    pub(super) fn groups(&self, name: &str) -> BTreeSet<String> {
+        let (north, rows) = (self.north.snapshot(), self.rows(name));
+        let has = |ports: &BTreeSet<Uuid>| rows.iter().any(|(uuid, _)| ports.contains(uuid));
+        let groups = north.iter::<PortGroup>();
+        let having = groups.filter(|(_, group)| has(&group.ports));
+        having.map(|(_, group)| group.name.clone()).collect()
+    }
+
+    /// Names of the nodes on whose switches the static routes to each of these addresses lead.
+    pub(super) fn routes(&self, addresses: &[IpAddr]) -> Places {
+        let north = self.north.snapshot();
+        let to = |address: &IpAddr| {
+            let text = address.to_string();
+            let routes = north.iter::<StaticRoute>();
+            let routes = routes.filter(|(_, route)| {
+                let prefix = route.ip_prefix.split('/').next();
+                prefix == Some(text.as_str())
+            });
+            let ports = routes.filter_map(|(_, route)| route.output_port.clone());
+            ports
+                .map(|port| node_of(&port).map_or(port.clone(), str::to_owned))
+                .collect()
+        };
+        addresses
+            .iter()
+            .map(|address| (*address, to(address)))
+            .collect()
+    }
+
     /// Names of the chassis in whose sets each of these addresses is.
     pub(super) fn places(&self, addresses: &[IpAddr]) -> Places {
         let north = self.north.snapshot();

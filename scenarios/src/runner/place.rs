@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use crate::lab::routed::GATEWAY_MAC;
 use crate::report::GatewayEntry;
+use crate::scenario::PortsOf;
 
 use super::Bench;
 use super::checks::Checks;
@@ -18,28 +19,56 @@ use super::vm::RunningVm;
 /// machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Returns once each of these addresses is in the set of `chassis` and in no other; with no chassis,
-/// once they are in none.
-pub(super) async fn settled(ovn: &Ovn, addresses: &[IpAddr], chassis: Option<&str>) -> Result<()> {
+/// Addresses of a guest, to which something leads by where the guest is.
+#[derive(Clone, Debug)]
+pub(super) struct Placed {
+    /// The addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whose the guest's ports are: a place is a place set, or, of pods' ports, where a route leads.
+    pub ports_of: PortsOf,
+}
+
+impl Placed {
+    /// Addresses that are in place sets, or are not to be in any.
+    pub(super) fn in_sets(addresses: Vec<IpAddr>) -> Self {
+        Self {
+            addresses,
+            ports_of: PortsOf::Vm,
+        }
+    }
+
+    /// Where they are.
+    pub(super) fn places(&self, ovn: &Ovn) -> Places {
+        match self.ports_of {
+            PortsOf::Vm => ovn.places(&self.addresses),
+            PortsOf::Pod => ovn.routes(&self.addresses),
+        }
+    }
+}
+
+/// Returns once the place of each of these addresses is `chassis` and no other; with no chassis, once
+/// they have none.
+pub(super) async fn settled(ovn: &Ovn, placed: &Placed, chassis: Option<&str>) -> Result<()> {
     let mut changed = ovn.changed();
     let waiting = async {
-        while misplaced(ovn, addresses, chassis).is_some() {
+        while misplaced(ovn, placed, chassis).is_some() {
             changed.next().await;
         }
     };
     timeout(DEADLINE, waiting).await.map_err(|_| {
-        let found = misplaced(ovn, addresses, chassis).unwrap_or_default();
+        let found = misplaced(ovn, placed, chassis).unwrap_or_default();
         anyhow::anyhow!(
-            "waited {} s in vain for the place of {addresses:?} to be {}: {found}",
+            "waited {} s in vain for the place of {:?} to be {}: {found}",
             DEADLINE.as_secs(),
+            placed.addresses,
             chassis.unwrap_or("nowhere")
         )
     })
 }
 
 /// What is wrong with the places of these addresses, if anything is.
-fn misplaced(ovn: &Ovn, addresses: &[IpAddr], chassis: Option<&str>) -> Option<String> {
-    astray(&ovn.places(addresses), chassis)
+pub(super) fn misplaced(ovn: &Ovn, placed: &Placed, chassis: Option<&str>) -> Option<String> {
+    astray(&placed.places(ovn), chassis)
 }
 
 fn astray(places: &Places, chassis: Option<&str>) -> Option<String> {
@@ -47,23 +76,25 @@ fn astray(places: &Places, chassis: Option<&str>) -> Option<String> {
         .iter()
         .filter(|(_, sets)| !sets.iter().map(String::as_str).eq(chassis));
     let told: Vec<_> = astray
-        .map(|(address, sets)| format!("{address} is in the sets of {sets:?}"))
+        .map(|(address, places)| format!("the places of {address} are {places:?}"))
         .collect();
     (!told.is_empty()).then(|| told.join(", "))
 }
 
 /// Every address of the VM has to be where the guest runs.
 pub(super) fn check(checks: &mut Checks, ovn: &Ovn, vm: &RunningVm, chassis: &str) {
-    let addresses = vm.placed();
-    if addresses.is_empty() {
+    let placed = vm.placed();
+    if placed.addresses.is_empty() {
         return;
     }
-    let wrong = misplaced(ovn, &addresses, Some(chassis));
+    let (key, wrong) = (vm.spec.key(), misplaced(ovn, &placed, Some(chassis)));
     checks.that(
-        format!(
-            "the addresses of {} are in the sets of {chassis} and in no other",
-            vm.spec.key()
-        ),
+        match placed.ports_of {
+            PortsOf::Vm => {
+                format!("the addresses of {key} are in the sets of {chassis} and in no other")
+            }
+            PortsOf::Pod => format!("the routes to {key} lead to the switch of {chassis}"),
+        },
         wrong.is_none(),
         || wrong.unwrap_or_default(),
     );
@@ -76,7 +107,7 @@ pub(super) fn all_in(places: &Places, chassis: &str) -> bool {
 
 /// What the guest's neighbour table says of its gateway; nothing where it has none.
 pub(super) async fn gateway(bench: &Bench<'_>, vm: &RunningVm, node: &str) -> Result<Vec<Entry>> {
-    if vm.placed().is_empty() {
+    if vm.routed().is_empty() {
         return Ok(Vec::new());
     }
     let guest = bench
@@ -127,9 +158,9 @@ pub(super) fn check_gateway(checks: &mut Checks, vm: &RunningVm, entries: &[Gate
             || format!("before: {:?}, after: {:?}", entry.before, entry.after),
         );
     }
-    if !vm.placed().is_empty() {
+    if !vm.routed().is_empty() {
         let families = |v4: bool| entries.iter().any(|entry| entry.address.is_ipv4() == v4);
-        let wanted = vm.placed();
+        let wanted = vm.routed();
         checks.that(
             format!(
                 "the guest of {} has an entry for each gateway that it uses",

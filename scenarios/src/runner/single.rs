@@ -8,7 +8,7 @@ use kube::{Api, Client};
 use crate::cluster;
 use crate::kubevirt::VirtualMachineInstance;
 use crate::lab::{Host, Lab};
-use crate::scenario::{Topology, Vm};
+use crate::scenario::{Layout, PortsOf, Topology, Vm};
 
 use super::networks::{Networks, ports_of};
 use super::ovn::Ovn;
@@ -62,8 +62,12 @@ impl<'a> SingleVm<'a> {
         let host = networks.free_host().await?;
         let ovn = Ovn::follow(self.lab).await?;
         let client = self.client.clone();
+        let layout = Layout {
+            topology: TOPOLOGY,
+            ports_of: PortsOf::Vm,
+        };
         let running =
-            RunningVm::start(self.lab, client, &networks, &ovn, TOPOLOGY, host, spec).await?;
+            RunningVm::start(self.lab, client, &networks, &ovn, layout, host, spec).await?;
         Ok(running.addresses().collect())
     }
 

@@ -42,12 +42,13 @@ impl<'a> Surroundings<'a> {
     pub(super) async fn set_up(&mut self, bench: &Bench<'a>, vms: &mut [RunningVm]) -> Result<()> {
         let networks = bench.networks;
         for vm in vms.iter_mut() {
-            self.placed.extend(vm.placed());
+            self.placed.extend(vm.routed());
             self.add_node_ports(bench.scenario, networks, vm).await?;
             prove(bench, vm).await?;
             if vm.spec.isolated {
                 let allowed = allowed(bench.scenario, networks, vm)?;
-                let lsps: Vec<_> = vm.ports().collect();
+                let lsps: Vec<_> = vm.ports().flat_map(|port| bench.ovn.names(port)).collect();
+                let lsps: Vec<_> = lsps.iter().map(String::as_str).collect();
                 let name = format!("isolated_{}", vm.spec.name.replace('-', "_"));
                 let isolation = Isolation::create(bench.lab, &name, &lsps, &allowed).await?;
                 self.isolations.push(isolation);
@@ -101,7 +102,7 @@ impl<'a> Surroundings<'a> {
 
 /// Who may reach an isolated VM: the peers of its flows, at the reflector's port.
 fn allowed(scenario: &Scenario, networks: &Networks<'_>, vm: &RunningVm) -> Result<Vec<Allowed>> {
-    let mut peers = networks.client_addresses(vm.topology, vm.spec.ports)?;
+    let mut peers = networks.client_addresses(vm.layout.topology, vm.spec.ports)?;
     let open = scenario.flows.iter().filter(|flow| !flow.forbidden);
     if open.clone().any(|flow| flow.peer == Peer::Outside) {
         peers.extend(outside_addresses());

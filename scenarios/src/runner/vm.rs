@@ -14,12 +14,13 @@ use crate::cluster::{self, VmPort};
 use crate::kubevirt::{VirtualMachineInstance, VmiPhase};
 use crate::lab::{Lab, Nic};
 use crate::report::Tried;
-use crate::scenario::{Family, Requested, Topology, Vm};
+use crate::scenario::{Family, Layout, PortsOf, Requested, Topology, Vm};
 
 use super::flows::of_family;
+use super::inside;
 use super::networks::Networks;
 use super::ovn::{Ovn, PortView};
-use super::{inside, place};
+use super::place::{self, Placed};
 
 /// An emulated guest boots in a few seconds, in more on a busy machine.
 const BOOT_DEADLINE: Duration = Duration::from_secs(90);
@@ -33,7 +34,7 @@ pub(super) struct RunningVm {
     /// Its interfaces, the first on the pod network.
     pub nics: Vec<Nic>,
     /// How its network is laid out.
-    pub topology: Topology,
+    pub layout: Layout,
     /// How its ports were before the first migration, by name.
     pub before: BTreeMap<String, PortView>,
     /// Where flows through a load balancer go, by the flow's name.
@@ -50,22 +51,23 @@ impl RunningVm {
         client: Client,
         networks: &Networks<'_>,
         ovn: &Ovn,
-        topology: Topology,
+        layout: Layout,
         host: u8,
         spec: &Vm,
     ) -> Result<Self> {
-        let nics = networks.add_ports(topology, spec, host).await?;
+        let nics = networks.add_ports(layout, spec, host).await?;
         if spec.requested_chassis == Requested::Node {
             let option = format!("requested-chassis={}", spec.node);
-            for nic in &nics {
+            // A pod's own port is there once the pod is, and asks for its node from the start.
+            for nic in nics.iter().skip(own_ports(layout)) {
                 lab.nbctl(["lsp-set-options", &nic.lsp, &option]).await?;
             }
         }
-        create_vmi(client, spec, &nics).await?;
+        create_vmi(client, spec, &nics, own_ports(layout)).await?;
         let mut vm = Self {
             domain: format!("{}_{}", spec.namespace, spec.name),
             spec: spec.clone(),
-            topology,
+            layout,
             nics,
             before: BTreeMap::new(),
             node_ports: BTreeMap::new(),
@@ -107,7 +109,7 @@ impl RunningVm {
         Ok(())
     }
 
-    /// Names of its logical switch ports.
+    /// Names of its logical switch ports, or what those of its pods have in common.
     pub(super) fn ports(&self) -> impl Iterator<Item = &str> {
         self.nics.iter().map(|nic| nic.lsp.as_str())
     }
@@ -117,11 +119,19 @@ impl RunningVm {
         self.nics.iter().flat_map(Nic::addresses)
     }
 
-    /// Its addresses whose outside traffic depends on where it is.
-    pub(super) fn placed(&self) -> Vec<IpAddr> {
-        let routed = self.topology == Topology::Routed;
+    /// Its addresses on the routed network.
+    pub(super) fn routed(&self) -> Vec<IpAddr> {
+        let routed = self.layout.topology == Topology::Routed;
         let first = self.nics.first().filter(|_| routed);
         first.into_iter().flat_map(Nic::addresses).collect()
+    }
+
+    /// What is to follow it there.
+    pub(super) fn placed(&self) -> Placed {
+        Placed {
+            addresses: self.routed(),
+            ports_of: self.layout.ports_of,
+        }
     }
 
     /// The load balancer's address for a flow.
@@ -150,7 +160,15 @@ impl RunningVm {
     }
 }
 
-async fn create_vmi(client: Client, spec: &Vm, nics: &[Nic]) -> Result<()> {
+/// How many of a VM's ports, the first ones, are those of its pods.
+fn own_ports(layout: Layout) -> usize {
+    match layout.ports_of {
+        PortsOf::Vm => 0,
+        PortsOf::Pod => 1,
+    }
+}
+
+async fn create_vmi(client: Client, spec: &Vm, nics: &[Nic], of_pod: usize) -> Result<()> {
     let ports: Vec<_> = nics
         .iter()
         .enumerate()
@@ -161,6 +179,7 @@ async fn create_vmi(client: Client, spec: &Vm, nics: &[Nic]) -> Result<()> {
                 format!("net{number}")
             },
             lsp: nic.lsp.clone(),
+            of_pod: number < of_pod,
             mac: nic.mac.to_string(),
             addresses: nic.addresses().collect(),
         })

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 
 use dataplane_probe::run::MAX_RATE_HZ;
 
-use super::{Family, Flow, Gateway, Migrate, Opener, Peer, Scenario, Step, Topology};
+use super::{
+    Family, Flow, FoundBy, Gateway, Migrate, Opener, Peer, PortsOf, Requested, Scenario, Step,
+    Topology,
+};
 
 /// A scenario file that cannot be run.
 ///
@@ -130,12 +133,13 @@ fn is_name(text: &str) -> bool {
 /// What only the routed topology has.
 fn check_topology(scenario: &Scenario) -> Result<(), String> {
     if scenario.topology == Topology::Routed {
-        return Ok(());
+        return check_ports_of(scenario);
     }
     let outside = |flow: &Flow| flow.peer == Peer::Outside || flow.through.is_some();
     for (what, there) in [
         ("gateway", scenario.gateway != Gateway::default()),
         ("snat", scenario.snat),
+        ("ports_of", scenario.ports_of != PortsOf::default()),
         (
             "a flow with the outside",
             scenario.flows.iter().any(outside),
@@ -146,6 +150,23 @@ fn check_topology(scenario: &Scenario) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// A pod's port is named, labelled and pinned to its node by whoever makes it.
+fn check_ports_of(scenario: &Scenario) -> Result<(), String> {
+    if scenario.ports_of == PortsOf::Vm {
+        return Ok(());
+    }
+    let others = scenario.vms.iter().find(|vm| {
+        vm.requested_chassis != Requested::default() || vm.found_by != FoundBy::default()
+    });
+    match others {
+        Some(vm) => Err(format!(
+            "VM {}: with `ports_of: pod` its ports are labelled, and request their node",
+            vm.name
+        )),
+        None => Ok(()),
+    }
 }
 
 fn check_flow(flow: &Flow, scenario: &Scenario) -> Result<(), String> {
@@ -413,6 +434,20 @@ steps:
         ] {
             let message = error(&ROUTED.replace(from, to));
             assert!(message.contains(needle), "{message}");
+        }
+    }
+
+    #[test]
+    fn pods_ports_are_a_routed_networks_and_made_by_its_owner() {
+        let routed = "about: One VM moves.\ntopology: routed\nports_of: pod";
+        let text = GOOD.replace("about: One VM moves.", routed);
+        let scenario = parse(Path::new("x.yaml"), &text).unwrap();
+        assert_eq!(scenario.layout().ports_of, PortsOf::Pod);
+        let shared = text.replace("topology: routed", "topology: shared");
+        assert!(error(&shared).contains("ports_of: only with"));
+        for other in ["requested_chassis: unset", "found_by: kube_ovn_name"] {
+            let text = text.replace("node: node1", &format!("node: node1, {other}"));
+            assert!(error(&text).contains("ports_of: pod"), "{other}");
         }
     }
 

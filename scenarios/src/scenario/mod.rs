@@ -31,6 +31,9 @@ pub struct Scenario {
     /// topology. The guests' own addresses cannot be reached from outside then.
     #[serde(default)]
     pub snat: bool,
+    /// Whose the VMs' ports on the routed network are.
+    #[serde(default)]
+    pub ports_of: PortsOf,
     /// `HandoverPolicies` that are there before the first VM is and go with the last.
     #[serde(default)]
     pub policies: Vec<Policy>,
@@ -56,6 +59,37 @@ pub enum Topology {
     /// The guest's first port has an address and a gateway that is the same everywhere, and each
     /// node has a gateway to the outside; further ports are on shared switches.
     Routed,
+}
+
+/// Whose a VM's port on the routed network is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortsOf {
+    /// The VM's: it stays where the VM was born, whatever pod the VM runs in.
+    #[default]
+    Vm,
+    /// The pod's, as in ovn-kubernetes: `<namespace>_<pod>` on its node's switch, with a host route
+    /// of the cluster router to each of the VM's addresses. For the policy `mode: StaticRoutes`.
+    Pod,
+}
+
+/// How VMs' networks are laid out, and whose the ports are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// How they are laid out.
+    pub topology: Topology,
+    /// Whose the ports are.
+    pub ports_of: PortsOf,
+}
+
+impl Scenario {
+    /// How its VMs' networks are laid out.
+    pub fn layout(&self) -> Layout {
+        Layout {
+            topology: self.topology,
+            ports_of: self.ports_of,
+        }
+    }
 }
 
 /// Who answers for the guests' gateway.

@@ -178,7 +178,8 @@ async fn the_targets_port_is_a_copy_and_stays_alone_after_a_success() {
     let (source, target) = (lab.port(BEFORE).unwrap().1, lab.port(AFTER).unwrap().1);
     assert_eq!(source.options, before.options);
     assert_eq!(target.addresses, before.addresses);
-    assert_eq!(target.options["requested-chassis"], "c2");
+    assert_eq!(target.options["requested-chassis"], "c1,c2");
+    assert_eq!(target.options["activation-strategy"], "rarp");
     assert_eq!(target.options["iface-id-ver"], "7");
     assert_eq!(target.external_ids["foreign"], "x");
     assert_eq!(lab.group().await, texts(&[BEFORE, AFTER]));
@@ -285,28 +286,58 @@ async fn a_route_is_led_elsewhere_in_place_together_with_the_ports_or_not_at_all
 }
 
 #[tokio::test]
+async fn a_source_port_that_its_owner_removed_holds_nothing_up() {
+    let lab = lab(&[]).await;
+    let before = lab.port(BEFORE).unwrap().1;
+    lab.made(&armed()).await;
+    let gone = Datum::set([lab.port(BEFORE).unwrap().0]);
+    let switch = Condition::eq("name", "sw-c1");
+    let remove = [Mutation::delete("ports", gone)];
+    lab.meddle(on("Logical_Switch", switch, remove)).await;
+    let flipped = lab.make(&lab.view("w0"), &armed(), Some("c2")).await;
+    assert_eq!(flipped, Written::Committed);
+    assert_eq!(lab.output_port().as_deref(), Some("cluster-sw-c2"));
+    lab.made(&asking("c2", None)).await;
+    assert_eq!(
+        lab.port(AFTER).unwrap().1.options["requested-chassis"],
+        "c2"
+    );
+    lab.made(&PortConfig::default()).await;
+    assert_eq!(lab.port(AFTER).unwrap().1.options, before.options);
+}
+
+#[tokio::test]
 async fn a_pair_is_one_port_that_two_chassis_have() {
     let lab = lab(&[]).await;
     lab.made(&armed()).await;
     let mut view = lab.view("w0");
     for row in &mut view.ports {
-        let chassis = if row.name.as_str() == AFTER {
-            "c2"
+        if row.name.as_str() == AFTER {
+            row.binding.additional = vec!["c2".to_owned()];
+            row.activated = texts(&["c2"]);
         } else {
-            "c1"
-        };
-        row.binding.chassis = Some(chassis.to_owned());
+            row.binding.chassis = Some("c1".to_owned());
+        }
     }
     let rows = shown(&view.ports);
     assert_eq!(rows[0].name, PortName::new(BEFORE));
     assert_eq!(rows[0].binding.chassis.as_deref(), Some("c1"));
     assert_eq!(rows[0].binding.additional, ["c2"]);
+    assert_eq!(rows[0].activated, texts(&["c2"]));
+    // One that its owner made is claimed as any port is.
+    let mut owned = view.ports.clone();
+    for row in &mut owned {
+        if let Some(chassis) = row.binding.additional.pop() {
+            row.binding.chassis = Some(chassis);
+        }
+    }
+    assert_eq!(shown(&owned)[0].binding.additional, ["c2"]);
     // The source's pod is gone, and its port with it.
     view.ports.retain(|row| row.name.as_str() == AFTER);
     let rows = shown(&view.ports);
     assert_eq!(rows[0].name, PortName::new(BEFORE));
-    assert_eq!(rows[0].binding.chassis.as_deref(), Some("c2"));
-    assert!(rows[0].binding.additional.is_empty());
+    assert_eq!(rows[0].binding.chassis, None);
+    assert_eq!(rows[0].binding.additional, ["c2"]);
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@
 
 mod outside;
 mod plan;
+mod pods;
 mod rows;
 mod services;
 
@@ -36,6 +37,7 @@ use super::{
 
 pub use outside::Carried;
 pub use plan::{GATEWAY_MAC, GATEWAY4, GATEWAY6, is_routed};
+pub use rows::{PORT_KEY, node_of};
 
 use plan::NodePlan;
 use rows::Rows;
@@ -150,16 +152,27 @@ impl<'a> RoutedNetwork<'a> {
         let switch = self.birthplace(nic)?.name();
         let mut rows = Rows::default();
         rows.add(lsp_add(switch, nic, external_ids));
-        rows::dhcp(&mut rows, nic);
+        rows::dhcp(&mut rows, nic, &nic.lsp);
         self.lab.nbctl(rows.after(&["--wait=sb"])).await.map(drop)
     }
 
-    /// Removes a logical switch port, if it is there, with what DHCP answered it.
+    /// Removes a logical switch port, if it is there, or those of the VM's pods, with what DHCP answered it and the
+    /// routes to it.
     pub async fn del_port(&self, lsp: &str) -> Result<()> {
-        let found = self.lab.nbctl(rows::find_dhcp(lsp)).await?;
         let mut rows = Rows::default();
         rows.add(["--if-exists", "lsp-del", lsp]);
-        for row in found.split_whitespace() {
+        let found = |table| self.lab.nbctl(rows::find(table, lsp));
+        for row in found("Logical_Switch_Port").await?.split_whitespace() {
+            rows.add(["--if-exists", "lsp-del", row]);
+        }
+        for row in found("Logical_Router_Static_Route")
+            .await?
+            .split_whitespace()
+        {
+            let routes = ["remove", "Logical_Router", CLUSTER_ROUTER, "static_routes"];
+            rows.add(routes.into_iter().chain([row]));
+        }
+        for row in found("DHCP_Options").await?.split_whitespace() {
             rows.add(["--if-exists", "destroy", "DHCP_Options", row]);
         }
         self.lab.nbctl(rows.after(&["--wait=sb"])).await.map(drop)

@@ -6,8 +6,8 @@ use super::plan::{
 };
 use super::{CLUSTER_ROUTER, Gateway, JOIN_SWITCH, PHYSICAL_NETWORK, gateway_router};
 
-/// Marks the rows that belong to a port, for their removal.
-const PORT_KEY: &str = "scenarios.segue.io/port";
+/// Marks the rows that belong to a port, for their removal; of a VM whose pods have ports of their own, those, too.
+pub const PORT_KEY: &str = "scenarios.segue.io/port";
 /// What a guest is told: room for a tunnel's headers in 1500 bytes, so that it does not depend on the underlay.
 const MTU: &str = "1400";
 /// In seconds. A guest asks anew after half of it.
@@ -103,7 +103,7 @@ pub(super) fn node(name: &str, plan: NodePlan, gateway: &Gateway) -> Rows {
 }
 
 fn switch(rows: &mut Rows, name: &str, plan: NodePlan, gateway: &Gateway) {
-    let port = format!("{CLUSTER_ROUTER}-{name}");
+    let port = node_port(name);
     let own = plan.router();
     let mac = match gateway {
         Gateway::Ovn => own.mac(),
@@ -121,11 +121,47 @@ fn switch(rows: &mut Rows, name: &str, plan: NodePlan, gateway: &Gateway) {
     }
 }
 
-/// What OVN answers to a port's DHCP requests. The rows are a port's own: a netmask of 255.255.255.255 comes only from
-/// a network of one address.
-pub(super) fn dhcp(rows: &mut Rows, nic: &Nic) {
-    let mark = format!("external_ids:\"{PORT_KEY}\"=\"{}\"", nic.lsp);
-    let port = ["set", "Logical_Switch_Port", &nic.lsp];
+/// The cluster router's port on a node's switch.
+fn node_port(node: &str) -> String {
+    format!("{CLUSTER_ROUTER}-{node}")
+}
+
+/// The node whose switch a port of the cluster router is on.
+pub fn node_of(port: &str) -> Option<&str> {
+    port.strip_prefix(CLUSTER_ROUTER)?.strip_prefix('-')
+}
+
+fn mark(nic: &Nic) -> String {
+    format!("external_ids:\"{PORT_KEY}\"=\"{}\"", nic.lsp)
+}
+
+/// The cluster router's routes to a guest that is on a node's switch, as ovn-kubernetes has them.
+pub(super) fn host_routes(rows: &mut Rows, nic: &Nic, node: &str) {
+    let out = format!("output_port=\"{}\"", node_port(node));
+    for address in nic.addresses() {
+        let (id, bits) = if address.is_ipv4() {
+            ("@route4", 32)
+        } else {
+            ("@route6", 128)
+        };
+        rows.add([
+            &format!("--id={id}"),
+            "create",
+            "Logical_Router_Static_Route",
+            &format!("ip_prefix=\"{address}/{bits}\""),
+            &format!("nexthop=\"{address}\""),
+            &out,
+            &mark(nic),
+        ])
+        .add(["add", "Logical_Router", CLUSTER_ROUTER, "static_routes", id]);
+    }
+}
+
+/// What OVN answers to the DHCP requests of port `lsp`. The rows are an interface's own: a netmask of 255.255.255.255
+/// comes only from a network of one address.
+pub(super) fn dhcp(rows: &mut Rows, nic: &Nic, lsp: &str) {
+    let mark = mark(nic);
+    let port = ["set", "Logical_Switch_Port", lsp];
     if let Some((v4, bits)) = nic.v4 {
         let cidr = format!("cidr=\"{v4}/{bits}\"");
         let options = [
@@ -151,10 +187,10 @@ pub(super) fn dhcp(rows: &mut Rows, nic: &Nic) {
     }
 }
 
-/// The arguments that find the rows of [`dhcp`] of a port.
-pub(super) fn find_dhcp(lsp: &str) -> [String; 5] {
+/// The arguments that find the rows of a table that belong to a port.
+pub(super) fn find(table: &str, lsp: &str) -> [String; 5] {
     let mark = format!("external_ids:\"{PORT_KEY}\"=\"{lsp}\"");
-    ["--bare", "--columns=_uuid", "find", "DHCP_Options", &mark].map(Into::into)
+    ["--bare", "--columns=_uuid", "find", table, &mark].map(Into::into)
 }
 
 #[cfg(test)]
@@ -171,7 +207,7 @@ mod tests {
         let mut rows = Rows::default();
         let own = NodePlan(1).host(10);
         let nic = guest_nic("vm1", own.mac(), &[own.v4.into(), own.v6.into()]);
-        dhcp(&mut rows, &nic);
+        dhcp(&mut rows, &nic, "vm1");
         let text = text(rows);
         for expected in [
             "cidr=\"10.20.1.10/32\"",
@@ -191,6 +227,22 @@ mod tests {
         let other = text(node("node1", NodePlan(1), &Gateway::ArpProxy("/x".into())));
         assert!(!other.contains("arp_proxy"));
         assert!(other.contains("lrp-add cluster cluster-node1 0a:58:a9:fe:01:01"));
+    }
+
+    #[test]
+    fn a_host_route_leaves_by_the_port_of_the_guests_node() {
+        let own = NodePlan(1).host(10);
+        let nic = guest_nic("vm1", own.mac(), &[own.v4.into(), own.v6.into()]);
+        let mut rows = Rows::default();
+        host_routes(&mut rows, &nic, "node1");
+        let text = text(rows);
+        for prefix in ["10.20.1.10/32", "fd00:10:20:1::a/128"] {
+            let expected = format!("ip_prefix=\"{prefix}\"");
+            assert!(text.contains(&expected), "{expected} is not in {text}");
+        }
+        assert_eq!(text.matches("output_port=\"cluster-node1\"").count(), 2);
+        assert_eq!(node_of("cluster-node1"), Some("node1"));
+        assert_eq!(node_of("gr-node1-join"), None);
     }
 
     #[test]
