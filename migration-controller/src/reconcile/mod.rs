@@ -1,10 +1,12 @@
 //! One VM's handovers, observed, decided, written and recorded.
 
+mod hindrance;
 mod news;
 mod plan;
 mod queue;
 mod record;
 mod rest;
+mod said;
 mod save;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -29,6 +31,8 @@ use queue::Queue;
 use record::Record;
 use rest::{Rest, rest};
 
+pub(crate) use said::Said;
+
 /// How many writes one look at a VM may lead to before others get their turn. A handover needs five.
 const MAX_WRITES: usize = 8;
 
@@ -47,6 +51,8 @@ pub(crate) struct Reconciler {
     pub(crate) pod_gone_grace: Duration,
     /// Records that the API server does not have yet, by the migration's UID.
     pub(crate) unsaved: Mutex<BTreeMap<String, Record>>,
+    /// What the log has already.
+    pub(crate) said: Said,
 }
 
 /// Which VMs need a look, fed by the watches and the replicas.
@@ -226,6 +232,9 @@ impl Reconciler {
                 .vmi
                 .as_ref()
                 .and_then(|vmi| self.cluster.policy(vmi));
+            if let Some(policy) = policy.as_deref() {
+                self.mention(policy);
+            }
             let (view, cases) = self.look(vm, &objects, policy.as_deref(), &mut records);
             again = summary(&cases);
             let Some(case) = cases.iter().find(|case| case.decision.write.is_some()) else {
@@ -244,7 +253,16 @@ impl Reconciler {
                     }
                 }
                 // The row's news is on its way and brings this VM back; a pause in case it is not.
-                Written::Refused(_) | Written::Indeterminate(_) | Written::Failed(_) => {
+                Written::Refused(_) | Written::Indeterminate(_) => {
+                    again.retry = true;
+                    break;
+                }
+                Written::Failed(why) => {
+                    if let (Some(record), Some(write)) =
+                        (records.get_mut(case.record.uid()), &case.decision.write)
+                    {
+                        record.not_written(write.step, &why, Moment::now());
+                    }
                     again.retry = true;
                     break;
                 }
@@ -299,7 +317,9 @@ impl Reconciler {
                 chassis_of: &chassis_of,
                 patience: settings.patience(self.pod_gone_grace),
             };
-            let seen = observe(&inputs, &mut record.spec, &mut record.status);
+            let mut seen = observe(&inputs, &mut record.spec, &mut record.status);
+            let router = self.databases.cluster_router();
+            seen.hindrance = hindrance::hindrance(&seen, &view.places, settings.mode, router);
             newer_migration |= takes_over(&seen);
             if before.status.phase.is_final() && !plan::reopens(&before, &seen, position == 0) {
                 continue;
@@ -342,10 +362,7 @@ impl Reconciler {
         policy: Option<&Policy>,
         again: &mut Again,
     ) {
-        if !view.places.disputed.is_empty() {
-            let addresses = &view.places.disputed;
-            tracing::warn!(%vm, ?addresses, "ports of other VMs have these addresses as well; they get no place");
-        }
+        self.mention_placeless(vm, view);
         let mode = self.settings(policy).mode;
         let write = match rest(objects, &view.ports, &view.places, mode, &|node| {
             self.chassis_of(view, node)
@@ -376,6 +393,42 @@ impl Reconciler {
             }
         }
         again.retry = !matches!(written, Written::Committed | Written::NotLeader);
+    }
+
+    /// Says which addresses of the VM's get no place, once.
+    fn mention_placeless(&self, vm: &VmName, view: &View) {
+        let matters = [
+            (
+                "disputed",
+                &view.places.disputed,
+                "ports of other VMs have these addresses as well; they get no place",
+            ),
+            (
+                "reserved",
+                &view.places.reserved,
+                "these addresses are the place sets' own ballast; they get no place",
+            ),
+        ];
+        for (matter, addresses, why) in matters {
+            let word = (!addresses.is_empty()).then(|| format!("{addresses:?}"));
+            if self
+                .said
+                .is_news(&format!("{matter} {vm}"), word.as_deref())
+            {
+                tracing::warn!(%vm, ?addresses, "{why}");
+            }
+        }
+    }
+
+    /// Says, once, what a policy asks for in vain.
+    fn mention(&self, policy: &Policy) {
+        let name = policy.name();
+        let why = hindrance::in_vain(policy, self.databases.cluster_router());
+        if let Some(why) = why
+            && self.said.is_news(&format!("policy {name}"), Some(why))
+        {
+            tracing::warn!(policy = name, "{why}");
+        }
     }
 
     async fn write(
