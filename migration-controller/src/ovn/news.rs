@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::owner::Owners;
 use super::replica::likely_owner;
 use super::{
-    AddressSet, Databases, LogicalRouter, LogicalRouterPolicy, LogicalRouterPort, LogicalSwitch,
-    LogicalSwitchPort, NbGlobal, PortBinding,
+    AddressSet, Chassis, Databases, LogicalRouter, LogicalRouterPolicy, LogicalRouterPort,
+    LogicalSwitch, LogicalSwitchPort, NbGlobal, PortBinding,
 };
 use crate::cluster::Listener;
 use crate::routed::port_addresses;
@@ -89,9 +89,10 @@ impl Databases {
                 continue;
             };
             let mut vms = BTreeSet::new();
-            let mut world = false;
+            let (mut world, mut nodes) = (false, false);
             for change in &set.changes {
                 let Some(binding) = change.of::<PortBinding>() else {
+                    nodes |= change.of::<Chassis>().is_some();
                     world = true;
                     continue;
                 };
@@ -104,7 +105,9 @@ impl Databases {
                     );
                 }
             }
-            if world {
+            if nodes {
+                listener.nodes_changed();
+            } else if world {
                 listener.world_changed();
             }
             listener.vms_changed(vms);

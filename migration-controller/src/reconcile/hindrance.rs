@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use handover::Side;
+use handover::{FlipPolicy, FlipTiming, Side};
 
 use crate::api::RoutingMode;
 use crate::observe::{Ending, Observation};
@@ -62,10 +62,25 @@ pub(super) fn hindrance(
     })
 }
 
-/// What a policy asks for in vain where there is no routed topology.
-pub(super) fn in_vain(policy: &Policy, cluster_router: Option<&str>) -> Option<&'static str> {
-    (policy.asks_for_routing() && cluster_router.is_none()).then_some(
-        "what the policy says of routing has no effect: the controller runs without \
-         --cluster-router (SEGUE_CLUSTER_ROUTER)",
-    )
+/// What a policy asks for in vain. `flip` is what it comes to with the controller's own settings.
+pub(super) fn in_vain(
+    policy: &Policy,
+    flip: FlipPolicy,
+    cluster_router: Option<&str>,
+) -> Option<&'static str> {
+    let ahead = flip.timing == FlipTiming::OnPause;
+    if policy.asks_for_routing() && cluster_router.is_none() {
+        Some(
+            "what the policy says of routing has no effect: the controller runs without \
+             --cluster-router (SEGUE_CLUSTER_ROUTER)",
+        )
+    } else if ahead && !flip.keep_egress.is_zero() {
+        Some(
+            "the flip does not go ahead on the pause, because egress is kept: one of both comes from \
+             the controller's own settings (--flip, --keep-egress); say keepEgressSeconds: 0, or \
+             flip: OnResume, in the policy",
+        )
+    } else {
+        None
+    }
 }

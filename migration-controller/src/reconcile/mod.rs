@@ -60,6 +60,8 @@ pub(crate) struct Work {
     queue: Queue<VmName>,
     /// VMs with an open handover: what changes the world concerns them.
     active: Mutex<HashSet<VmName>>,
+    /// VMs whose node has no chassis yet.
+    unmapped: Mutex<HashSet<VmName>>,
     cluster: Arc<Cluster>,
     metrics: Arc<Metrics>,
     databases: std::sync::OnceLock<Arc<Databases>>,
@@ -82,6 +84,8 @@ struct Again {
     retry: bool,
     /// Handovers are open.
     open: bool,
+    /// The guest's node has no chassis yet.
+    unmapped: bool,
 }
 
 // === impl Work ===
@@ -91,6 +95,7 @@ impl Work {
         Self {
             queue: Queue::default(),
             active: Mutex::default(),
+            unmapped: Mutex::default(),
             cluster,
             metrics,
             databases: std::sync::OnceLock::new(),
@@ -117,6 +122,10 @@ impl Work {
     fn active(&self) -> MutexGuard<'_, HashSet<VmName>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn unmapped(&self) -> MutexGuard<'_, HashSet<VmName>> {
+        self.unmapped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Listener for Work {
@@ -131,6 +140,12 @@ impl Listener for Work {
         for vm in active {
             self.queue.push(vm);
         }
+    }
+
+    fn nodes_changed(&self) {
+        let mut vms: BTreeSet<_> = self.active().iter().cloned().collect();
+        vms.extend(self.unmapped().iter().cloned());
+        self.vms_changed(vms);
     }
 
     fn everything_changed(&self) {
@@ -193,6 +208,12 @@ impl Reconciler {
         let begin = Instant::now();
         let again = self.reconcile(vm).await;
         self.metrics.reconciled(begin.elapsed());
+        // Before it leaves the active ones: a node's news in between must find it in one of both.
+        if again.unmapped {
+            self.work.unmapped().insert(vm.clone());
+        } else {
+            self.work.unmapped().remove(vm);
+        }
         if !again.open && !again.retry {
             self.work.active().remove(vm);
         }
@@ -369,7 +390,7 @@ impl Reconciler {
         }) {
             Rest::Settled => return,
             Rest::Unmapped => {
-                again.open = true;
+                again.unmapped = true;
                 return;
             }
             Rest::Place(write) => write,
@@ -423,7 +444,8 @@ impl Reconciler {
     /// Says, once, what a policy asks for in vain.
     fn mention(&self, policy: &Policy) {
         let name = policy.name();
-        let why = hindrance::in_vain(policy, self.databases.cluster_router());
+        let flip = self.settings(Some(policy)).flip;
+        let why = hindrance::in_vain(policy, flip, self.databases.cluster_router());
         if let Some(why) = why
             && self.said.is_news(&format!("policy {name}"), Some(why))
         {
@@ -532,6 +554,7 @@ fn summary(cases: &[Case]) -> Again {
     Again {
         at: deadlines.flatten().min(),
         retry: false,
+        unmapped: false,
         open: cases
             .iter()
             .any(|case| !case.record.status.phase.is_final()),

@@ -1,7 +1,8 @@
 //! What keeps a handover, or its routes, from getting where they should, on its record; and flips.
 
 use super::*;
-use crate::reconcile::hindrance::hindrance;
+use crate::reconcile::Work;
+use crate::reconcile::hindrance::{hindrance, in_vain};
 
 fn degraded(record: &Record) -> (ConditionStatus, &str, &str) {
     let found = Condition::find(&record.status.conditions, ConditionType::Degraded).unwrap();
@@ -134,4 +135,42 @@ fn routes_that_cannot_follow_are_on_record() {
     seen.ending = Ending::Running;
     seen.observed.gateways.insert("c2".to_owned());
     assert_eq!(why(&seen, sets, Some("cluster")), None);
+}
+
+#[test]
+fn a_guest_whose_node_has_no_chassis_is_looked_at_when_a_node_or_chassis_changes() {
+    use crate::cluster::Listener;
+
+    let work = Work::new(Arc::default(), Arc::new(crate::metrics::Metrics::new()));
+    work.unmapped().insert(vm());
+    work.world_changed();
+    assert_eq!(work.depth(), 0, "nb_cfg is not its business");
+    work.nodes_changed();
+    assert_eq!(work.depth(), 1);
+}
+
+#[test]
+fn what_a_policy_asks_for_in_vain_is_said() {
+    use handover::{FlipPolicy, FlipTiming};
+
+    let policy = |routing: Value| {
+        let policy = json!({ "metadata": { "name": "p" }, "spec": { "routing": routing } });
+        crate::policy::Policy::try_from(from::<crate::api::HandoverPolicy>(policy)).unwrap()
+    };
+    let plain = FlipPolicy::default();
+    let told = in_vain(&policy(json!({ "flip": "OnPause" })), plain, None);
+    assert!(told.is_some_and(|told| told.contains("--cluster-router")));
+    assert_eq!(in_vain(&policy(json!({})), plain, None), None);
+    let both = FlipPolicy {
+        timing: FlipTiming::OnPause,
+        keep_egress: std::time::Duration::from_secs(1),
+    };
+    let told = in_vain(&policy(json!({ "flip": "OnPause" })), both, Some("cluster"));
+    assert!(told.is_some_and(|told| told.contains("--keep-egress")));
+    let told = in_vain(
+        &policy(json!({ "flip": "OnPause" })),
+        plain,
+        Some("cluster"),
+    );
+    assert_eq!(told, None);
 }

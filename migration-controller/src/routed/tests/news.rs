@@ -20,6 +20,7 @@ impl Listener for Ear {
         }
     }
     fn world_changed(&self) {}
+    fn nodes_changed(&self) {}
     fn everything_changed(&self) {}
     fn layout_changed(&self) {
         let _ = self.0.send(Told::Layout);
