@@ -416,43 +416,6 @@ impl Reconciler {
         again.retry = !matches!(written, Written::Committed | Written::NotLeader);
     }
 
-    /// Says which addresses of the VM's get no place, once.
-    fn mention_placeless(&self, vm: &VmName, view: &View) {
-        let matters = [
-            (
-                "disputed",
-                &view.places.disputed,
-                "ports of other VMs have these addresses as well; they get no place",
-            ),
-            (
-                "reserved",
-                &view.places.reserved,
-                "these addresses are the place sets' own ballast; they get no place",
-            ),
-        ];
-        for (matter, addresses, why) in matters {
-            let word = (!addresses.is_empty()).then(|| format!("{addresses:?}"));
-            if self
-                .said
-                .is_news(&format!("{matter} {vm}"), word.as_deref())
-            {
-                tracing::warn!(%vm, ?addresses, "{why}");
-            }
-        }
-    }
-
-    /// Says, once, what a policy asks for in vain.
-    fn mention(&self, policy: &Policy) {
-        let name = policy.name();
-        let flip = self.settings(Some(policy)).flip;
-        let why = hindrance::in_vain(policy, flip, self.databases.cluster_router());
-        if let Some(why) = why
-            && self.said.is_news(&format!("policy {name}"), Some(why))
-        {
-            tracing::warn!(policy = name, "{why}");
-        }
-    }
-
     async fn write(
         &self,
         vm: &VmName,

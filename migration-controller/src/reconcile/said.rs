@@ -3,6 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use handover::VmName;
+
+use super::Reconciler;
+use super::hindrance::in_vain;
+use crate::ovn::View;
+use crate::policy::Policy;
+
 /// The last word on each matter.
 #[derive(Debug, Default)]
 pub(crate) struct Said(Mutex<BTreeMap<String, String>>);
@@ -21,6 +28,45 @@ impl Said {
         }
         said.insert(matter.to_owned(), word.to_owned());
         true
+    }
+}
+
+impl Reconciler {
+    /// Says which addresses of the VM's get no place, once.
+    pub(super) fn mention_placeless(&self, vm: &VmName, view: &View) {
+        let matters = [
+            (
+                "disputed",
+                &view.places.disputed,
+                "ports of other VMs have these addresses as well; they get no place",
+            ),
+            (
+                "reserved",
+                &view.places.reserved,
+                "these addresses are the place sets' own ballast; they get no place",
+            ),
+        ];
+        for (matter, addresses, why) in matters {
+            let word = (!addresses.is_empty()).then(|| format!("{addresses:?}"));
+            if self
+                .said
+                .is_news(&format!("{matter} {vm}"), word.as_deref())
+            {
+                tracing::warn!(%vm, ?addresses, "{why}");
+            }
+        }
+    }
+
+    /// Says, once, what a policy asks for in vain.
+    pub(super) fn mention(&self, policy: &Policy) {
+        let name = policy.name();
+        let flip = self.settings(Some(policy)).flip;
+        let why = in_vain(policy, flip, self.databases.cluster_router());
+        if let Some(why) = why
+            && self.said.is_news(&format!("policy {name}"), Some(why))
+        {
+            tracing::warn!(policy = name, "{why}");
+        }
     }
 }
 

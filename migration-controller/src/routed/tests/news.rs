@@ -55,8 +55,8 @@ async fn machines_that_come_and_go_are_no_news_of_the_layout() {
         assert!(Arc::ptr_eq(&before, &after), "nothing is computed anew");
         let cluster = Condition::eq("name", "cluster");
         let route = Row::new()
-            .set("ip_prefix", "10.20.1.9")
-            .set("nexthop", "10.20.1.9");
+            .set("ip_prefix", "10.20.1.77")
+            .set("nexthop", "10.20.1.77");
         let mut tx = Transaction::new();
         let route = tx.insert("Logical_Router_Static_Route", route);
         let put = [Mutation::insert("static_routes", route)];
