@@ -142,6 +142,31 @@ fn kept_egress_moves_when_its_time_is_over_and_holds_up_nothing_but_the_end() {
 }
 
 #[test]
+fn a_vm_that_stops_while_egress_is_kept_stays_pinned_where_it_went() {
+    for (before, after) in [
+        (None, None),
+        (Some("n1"), Some("n2")),
+        (Some("n1.example"), Some("n2.example")),
+    ] {
+        let mut world = keeping(armed(vec![port("a", before)]));
+        world
+            .signals
+            .note(signal(SignalKind::ResumedOnTarget, START.0));
+        ended(&mut world);
+        let decision = decide(&world);
+        assert_eq!(apply(&mut world, &decision), Step::Settle);
+        assert_eq!(decide(&world).write, None, "egress is kept");
+        world.outcome = Outcome::GuestGone;
+        let decision = decide(&world);
+        assert_eq!(apply(&mut world, &decision), Step::Release);
+        let config = &world.ports[0].config;
+        assert_eq!(config.requested_chassis.as_deref(), after);
+        assert_eq!(config.mark, None);
+        assert_eq!(decide(&world).write, None);
+    }
+}
+
+#[test]
 fn a_deadline_that_comes_sooner_than_the_barriers_is_not_slept_through() {
     let mut world = keeping(at_barrier());
     world.flip.keep_egress = Duration::from_millis(10);

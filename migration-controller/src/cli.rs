@@ -93,7 +93,8 @@ pub(crate) struct RunArgs {
     pub(crate) flip: Flip,
 
     /// For how long after a guest resumed its traffic with the outside stays with the gateway that
-    /// it had, where no HandoverPolicy says.
+    /// it had, where no HandoverPolicy says. More than 0 outweighs `OnPause`, be it --flip's or a
+    /// policy's: routes that stay do not go ahead.
     #[arg(long, env = "SEGUE_KEEP_EGRESS", value_name = "SECONDS", default_value = "0", value_parser = seconds)]
     pub(crate) keep_egress: Duration,
 

@@ -21,7 +21,7 @@ use crate::crd;
 use crate::http::{Probe, Server};
 use crate::metrics::{Metrics, Reading};
 use crate::ovn::{Databases, LogicalSwitchPort, Writer};
-use crate::reconcile::{Reconciler, Work};
+use crate::reconcile::{Reconciler, Said, Work};
 use crate::routed::Keeper;
 
 /// Who publishes the Events.
@@ -121,6 +121,7 @@ async fn control(args: RunArgs) -> anyhow::Result<()> {
             settings: args.settings(),
             pod_gone_grace: args.pod_gone_grace,
             unsaved: std::sync::Mutex::default(),
+            said: Said::default(),
         });
         reconciler.start(usize::from(args.concurrency), &stop, &mut tasks);
         if databases.cluster_router().is_some() {

@@ -241,22 +241,24 @@ fn overdue(observed: &Observed, waiting: Decision) -> Decision {
     }
 }
 
-/// The guest is gone: the ports, where they still exist, get back what they had.
+/// The guest is gone: the ports, where they still exist, get back what they had. One that had been
+/// settled on the target already, and that only kept egress held, gets back its pin with the place
+/// brought up to date: the source is history.
 pub(super) fn forget(observed: &Observed) -> Decision {
+    let restore = |port: &Port, mark: &Mark| match &observed.target {
+        Some(target) if is_settled(port, target) => {
+            restored(mark, target, observed.source.as_ref())
+        }
+        _ => PortConfig {
+            requested_chassis: mark.original.requested_chassis.clone(),
+            activation_strategy: mark.original.activation_strategy.clone(),
+            mark: None,
+        },
+    };
     let ports: Vec<_> = observed
         .ports
         .iter()
-        .filter_map(|port| {
-            let mark = own_mark(observed, port)?;
-            change(
-                port,
-                PortConfig {
-                    requested_chassis: mark.original.requested_chassis.clone(),
-                    activation_strategy: mark.original.activation_strategy.clone(),
-                    mark: None,
-                },
-            )
-        })
+        .filter_map(|port| change(port, restore(port, own_mark(observed, port)?)))
         .collect();
     if ports.is_empty() {
         Decision::at(Phase::RolledBack)

@@ -51,6 +51,10 @@ pub(crate) trait Listener: Send + Sync + 'static {
     /// Something that every open handover may depend on changed.
     fn world_changed(&self);
 
+    /// A node or a chassis changed: what every open handover may depend on, and every guest whose
+    /// node has no chassis yet.
+    fn nodes_changed(&self);
+
     /// Everything may have changed.
     fn everything_changed(&self);
 
@@ -95,6 +99,29 @@ struct Watch<K, T> {
     config: Config,
     convert: fn(K) -> Result<T, String>,
     store: fn(&mut State) -> &mut Store<T>,
+}
+
+/// What to do about a watch that will fail until somebody does something. Without every kind's objects
+/// no handover is made.
+fn remedy(kind: Kind, error: &watcher::Error) -> Option<&'static str> {
+    let (watcher::Error::WatchError(status)
+    | watcher::Error::InitialListFailed(kube::Error::Api(status))
+    | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+    | watcher::Error::WatchFailed(kube::Error::Api(status))) = error
+    else {
+        return None;
+    };
+    let ours = matches!(kind, Kind::Handover | Kind::Policy);
+    // By the number: of a kind that it does not know an API server says no more than that.
+    if status.code == 403 {
+        Some("no handover is made until it works: apply this version's manifests/rbac.yaml")
+    } else if status.code == 404 && ours {
+        Some("no handover is made until it works: apply this version's manifests/crd.yaml")
+    } else if status.code == 404 {
+        Some("no handover is made until it works: is KubeVirt installed?")
+    } else {
+        None
+    }
 }
 
 /// Watches everything into `cluster` until `stop`.
@@ -193,8 +220,9 @@ where
             let event = match event {
                 Ok(event) => event,
                 Err(error) => {
+                    let remedy = remedy(kind, &error);
                     let error = &error as &(dyn std::error::Error + 'static);
-                    tracing::warn!(%kind, error, "watch failed; trying again");
+                    tracing::warn!(%kind, error, remedy, "watch failed; trying again");
                     continue;
                 }
             };
@@ -279,8 +307,38 @@ where
         if newly_synced || self.kind == Kind::Policy {
             listener.everything_changed();
         } else if self.kind == Kind::Node {
-            listener.world_changed();
+            listener.nodes_changed();
         }
         listener.vms_changed(vms);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_a_person_can_mend_is_said_with_its_remedy() {
+        let refused = |kind, code: u16| {
+            let status = serde_json::json!({ "status": "Failure", "code": code });
+            let status = Box::new(serde_json::from_value(status).unwrap());
+            remedy(
+                kind,
+                &watcher::Error::InitialListFailed(kube::Error::Api(status)),
+            )
+        };
+        for (kind, code, file) in [
+            (Kind::Policy, 404, "manifests/crd.yaml"),
+            (Kind::Policy, 403, "manifests/rbac.yaml"),
+            (Kind::Node, 403, "manifests/rbac.yaml"),
+            (Kind::Vmi, 404, "KubeVirt"),
+        ] {
+            let said = refused(kind, code);
+            assert!(
+                said.is_some_and(|said| said.contains(file)),
+                "{kind} {code}: {said:?}"
+            );
+        }
+        assert_eq!(refused(Kind::Policy, 500), None);
     }
 }

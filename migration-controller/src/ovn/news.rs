@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::owner::Owners;
 use super::replica::likely_owner;
 use super::{
-    AddressSet, Databases, LogicalRouter, LogicalRouterPolicy, LogicalRouterPort, LogicalSwitch,
-    LogicalSwitchPort, NbGlobal, PortBinding,
+    AddressSet, Chassis, Databases, LogicalRouter, LogicalRouterPolicy, LogicalRouterPort,
+    LogicalSwitch, LogicalSwitchPort, NbGlobal, PortBinding,
 };
 use crate::cluster::Listener;
 use crate::routed::port_addresses;
@@ -89,9 +89,10 @@ impl Databases {
                 continue;
             };
             let mut vms = BTreeSet::new();
-            let mut world = false;
+            let (mut world, mut nodes) = (false, false);
             for change in &set.changes {
                 let Some(binding) = change.of::<PortBinding>() else {
+                    nodes |= change.of::<Chassis>().is_some();
                     world = true;
                     continue;
                 };
@@ -104,7 +105,9 @@ impl Databases {
                     );
                 }
             }
-            if world {
+            if nodes {
+                listener.nodes_changed();
+            } else if world {
                 listener.world_changed();
             }
             listener.vms_changed(vms);
@@ -123,12 +126,29 @@ impl Databases {
             news.world = true;
         } else if let Some(set) = change.of::<AddressSet>() {
             self.members_change(&set, owners, news);
+        } else if let Some(switch) = change.of::<LogicalSwitch>() {
+            news.layout |= self.is_relaid(&switch);
+        } else if let Some(router) = change.of::<LogicalRouter>() {
+            news.layout |= is_rerouted(&router);
         } else {
-            news.layout |= change.of::<LogicalSwitch>().is_some()
-                || change.of::<LogicalRouter>().is_some()
-                || change.of::<LogicalRouterPort>().is_some()
+            news.layout |= change.of::<LogicalRouterPort>().is_some()
                 || change.of::<LogicalRouterPolicy>().is_some();
         }
+    }
+
+    /// Whether a switch changed in what the topology is made of. Machines' ports come and go all the
+    /// time and are not that.
+    fn is_relaid(&self, switch: &TypedChange<LogicalSwitch>) -> bool {
+        let (Some(old), Some(new)) = (&switch.old, &switch.new) else {
+            return true;
+        };
+        // Of a port that is no more, its own row's change tells what it was.
+        let leads_to_router = |port: &uuid::Uuid| {
+            let port = self.nb.get::<LogicalSwitchPort>(port);
+            port.is_some_and(|port| port.r#type == "router")
+        };
+        let mut ports = old.ports.symmetric_difference(&new.ports);
+        old.name != new.name || old.external_ids != new.external_ids || ports.any(leads_to_router)
     }
 
     /// A set that comes or goes changes what is possible for everybody; a member that does, the
@@ -153,6 +173,15 @@ impl Databases {
             news.vms
                 .extend(holders.filter_map(|port| likely_owner(port, owners)));
         }
+    }
+}
+
+/// Whether a router changed in what the topology, or segue's rows, are made of. Static routes come and
+/// go with every pod of some networks.
+fn is_rerouted(router: &TypedChange<LogicalRouter>) -> bool {
+    match (&router.old, &router.new) {
+        (Some(old), Some(new)) => !old.is_same_node(new) || old.policies != new.policies,
+        _ => true,
     }
 }
 

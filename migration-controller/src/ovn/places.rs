@@ -25,6 +25,9 @@ pub(crate) struct Places {
     /// Addresses that a port of another VM has as well. They are left alone: nobody can say whose
     /// place is theirs.
     pub(crate) disputed: BTreeSet<IpAddr>,
+    /// Addresses that every set has as ballast. They are left alone: to look at the sets, they would
+    /// lead everywhere.
+    pub(crate) reserved: BTreeSet<IpAddr>,
     /// What they are read from and written to.
     pub(crate) sets: PlaceSets,
 }
@@ -81,8 +84,10 @@ impl Places {
             .map(|family| (family, sets.chassis(family)))
             .filter(|(_, chassis)| !chassis.is_empty())
             .collect();
+        let reserved: BTreeSet<_> = addresses.iter().copied().filter(is_ballast).collect();
         let routed: Vec<_> = addresses
             .difference(&disputed)
+            .filter(|address| !reserved.contains(address))
             .filter(|address| carried.contains_key(&Family::of(**address)))
             .collect();
         let needed: BTreeSet<_> = routed.iter().map(|address| Family::of(**address)).collect();
@@ -98,8 +103,23 @@ impl Places {
             routes: routed.into_iter().map(route).collect(),
             gateways: gateways.unwrap_or_default(),
             disputed,
+            reserved,
             sets,
         }
+    }
+
+    /// The families of the VM's routes that no gateway of a chassis carries.
+    pub(crate) fn not_carried_by(&self, chassis: &str) -> BTreeSet<Family> {
+        let addresses = self
+            .routes
+            .iter()
+            .filter_map(|route| route.key.as_str().parse().ok());
+        let families: BTreeSet<_> = addresses.map(Family::of).collect();
+        let carries = |family: &Family| self.sets.0.contains_key(&(chassis.to_owned(), *family));
+        families
+            .into_iter()
+            .filter(|family| !carries(family))
+            .collect()
     }
 
     /// Adds the changes to a transaction, each with its guards: that an address is in the sets that
@@ -150,6 +170,11 @@ impl Places {
         let (uuid, row) = self.sets.0.get(&key).ok_or_else(mismatch)?;
         Ok((*uuid, row))
     }
+}
+
+fn is_ballast(address: &IpAddr) -> bool {
+    let text = address.to_string();
+    names::ballast(Family::of(*address)).contains(&text.as_str())
 }
 
 /// A column whose value identifies the row: a guard's `where` does the rest.

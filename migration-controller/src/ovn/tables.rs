@@ -102,6 +102,13 @@ ovsdb_rs::table! {
     }
 }
 
+impl LogicalRouter {
+    /// Whether it is the same as far as the network's layout goes.
+    pub(crate) fn is_same_node(&self, other: &Self) -> bool {
+        self.name == other.name && self.ports == other.ports && self.options == other.options
+    }
+}
+
 impl Chassis {
     /// Whether it belongs to another zone's interconnection. Such a chassis follows its own
     /// Northbound, never this one.

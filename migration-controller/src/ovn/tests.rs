@@ -440,6 +440,8 @@ impl Listener for Ears {
 
     fn world_changed(&self) {}
 
+    fn nodes_changed(&self) {}
+
     fn layout_changed(&self) {}
 
     fn addresses_left(&self) {}

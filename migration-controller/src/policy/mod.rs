@@ -121,6 +121,12 @@ impl Policy {
         self.meta.name.as_deref().unwrap_or_default()
     }
 
+    /// Whether it says anything of routes.
+    pub(crate) fn asks_for_routing(&self) -> bool {
+        let asked = &self.routing;
+        asked.mode.is_some() || asked.timing.is_some() || asked.keep_egress.is_some()
+    }
+
     /// Whether it is for a VM.
     pub(crate) fn selects(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
         let named = self.namespaces.is_empty() || self.namespaces.contains(namespace);

@@ -1,10 +1,12 @@
 //! One VM's handovers, observed, decided, written and recorded.
 
+mod hindrance;
 mod news;
 mod plan;
 mod queue;
 mod record;
 mod rest;
+mod said;
 mod save;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -29,6 +31,8 @@ use queue::Queue;
 use record::Record;
 use rest::{Rest, rest};
 
+pub(crate) use said::Said;
+
 /// How many writes one look at a VM may lead to before others get their turn. A handover needs five.
 const MAX_WRITES: usize = 8;
 
@@ -47,6 +51,8 @@ pub(crate) struct Reconciler {
     pub(crate) pod_gone_grace: Duration,
     /// Records that the API server does not have yet, by the migration's UID.
     pub(crate) unsaved: Mutex<BTreeMap<String, Record>>,
+    /// What the log has already.
+    pub(crate) said: Said,
 }
 
 /// Which VMs need a look, fed by the watches and the replicas.
@@ -54,6 +60,8 @@ pub(crate) struct Work {
     queue: Queue<VmName>,
     /// VMs with an open handover: what changes the world concerns them.
     active: Mutex<HashSet<VmName>>,
+    /// VMs whose node has no chassis yet.
+    unmapped: Mutex<HashSet<VmName>>,
     cluster: Arc<Cluster>,
     metrics: Arc<Metrics>,
     databases: std::sync::OnceLock<Arc<Databases>>,
@@ -76,6 +84,8 @@ struct Again {
     retry: bool,
     /// Handovers are open.
     open: bool,
+    /// The guest's node has no chassis yet.
+    unmapped: bool,
 }
 
 // === impl Work ===
@@ -85,6 +95,7 @@ impl Work {
         Self {
             queue: Queue::default(),
             active: Mutex::default(),
+            unmapped: Mutex::default(),
             cluster,
             metrics,
             databases: std::sync::OnceLock::new(),
@@ -111,6 +122,10 @@ impl Work {
     fn active(&self) -> MutexGuard<'_, HashSet<VmName>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn unmapped(&self) -> MutexGuard<'_, HashSet<VmName>> {
+        self.unmapped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Listener for Work {
@@ -125,6 +140,12 @@ impl Listener for Work {
         for vm in active {
             self.queue.push(vm);
         }
+    }
+
+    fn nodes_changed(&self) {
+        let mut vms: BTreeSet<_> = self.active().iter().cloned().collect();
+        vms.extend(self.unmapped().iter().cloned());
+        self.vms_changed(vms);
     }
 
     fn everything_changed(&self) {
@@ -187,6 +208,12 @@ impl Reconciler {
         let begin = Instant::now();
         let again = self.reconcile(vm).await;
         self.metrics.reconciled(begin.elapsed());
+        // Before it leaves the active ones: a node's news in between must find it in one of both.
+        if again.unmapped {
+            self.work.unmapped().insert(vm.clone());
+        } else {
+            self.work.unmapped().remove(vm);
+        }
         if !again.open && !again.retry {
             self.work.active().remove(vm);
         }
@@ -226,6 +253,9 @@ impl Reconciler {
                 .vmi
                 .as_ref()
                 .and_then(|vmi| self.cluster.policy(vmi));
+            if let Some(policy) = policy.as_deref() {
+                self.mention(policy);
+            }
             let (view, cases) = self.look(vm, &objects, policy.as_deref(), &mut records);
             again = summary(&cases);
             let Some(case) = cases.iter().find(|case| case.decision.write.is_some()) else {
@@ -244,7 +274,16 @@ impl Reconciler {
                     }
                 }
                 // The row's news is on its way and brings this VM back; a pause in case it is not.
-                Written::Refused(_) | Written::Indeterminate(_) | Written::Failed(_) => {
+                Written::Refused(_) | Written::Indeterminate(_) => {
+                    again.retry = true;
+                    break;
+                }
+                Written::Failed(why) => {
+                    if let (Some(record), Some(write)) =
+                        (records.get_mut(case.record.uid()), &case.decision.write)
+                    {
+                        record.not_written(write.step, &why, Moment::now());
+                    }
                     again.retry = true;
                     break;
                 }
@@ -299,7 +338,9 @@ impl Reconciler {
                 chassis_of: &chassis_of,
                 patience: settings.patience(self.pod_gone_grace),
             };
-            let seen = observe(&inputs, &mut record.spec, &mut record.status);
+            let mut seen = observe(&inputs, &mut record.spec, &mut record.status);
+            let router = self.databases.cluster_router();
+            seen.hindrance = hindrance::hindrance(&seen, &view.places, settings.mode, router);
             newer_migration |= takes_over(&seen);
             if before.status.phase.is_final() && !plan::reopens(&before, &seen, position == 0) {
                 continue;
@@ -342,17 +383,14 @@ impl Reconciler {
         policy: Option<&Policy>,
         again: &mut Again,
     ) {
-        if !view.places.disputed.is_empty() {
-            let addresses = &view.places.disputed;
-            tracing::warn!(%vm, ?addresses, "ports of other VMs have these addresses as well; they get no place");
-        }
+        self.mention_placeless(vm, view);
         let mode = self.settings(policy).mode;
         let write = match rest(objects, &view.ports, &view.places, mode, &|node| {
             self.chassis_of(view, node)
         }) {
             Rest::Settled => return,
             Rest::Unmapped => {
-                again.open = true;
+                again.unmapped = true;
                 return;
             }
             Rest::Place(write) => write,
@@ -479,6 +517,7 @@ fn summary(cases: &[Case]) -> Again {
     Again {
         at: deadlines.flatten().min(),
         retry: false,
+        unmapped: false,
         open: cases
             .iter()
             .any(|case| !case.record.status.phase.is_final()),

@@ -91,8 +91,8 @@ impl News {
         }
     }
 
-    /// The routes were made to lead elsewhere.
-    pub(super) fn flipped(record: &Record, write: &Write) -> Self {
+    /// The routes were made to lead to where the guest went, or `back` to where it was.
+    pub(super) fn flipped(record: &Record, write: &Write, back: bool) -> Self {
         let routes = &write.routes;
         let keys: Vec<_> = routes.iter().map(|route| route.route.as_str()).collect();
         let from: BTreeSet<_> = routes.iter().flat_map(|route| &route.from).collect();
@@ -108,7 +108,11 @@ impl News {
         };
         Self {
             warning: false,
-            reason: "RoutesFollowed",
+            reason: if back {
+                "RoutesReturned"
+            } else {
+                "RoutesFollowed"
+            },
             note: format!(
                 "routes of {} lead to chassis {} ({}){from}",
                 record.spec.vm.name,

@@ -166,20 +166,47 @@ impl Record {
         current.or_else(stored).unwrap_or_default()
     }
 
-    /// Takes note of what became of a step.
+    /// Takes note of a step that was taken.
     pub(crate) fn stepped(&mut self, write: &Write, now: Moment) {
+        if self.cannot_write() {
+            self.degrade(None, now);
+        }
         let step = match write.step {
             Step::Arm => TimelineStep::Armed,
             Step::RaiseBarrier => TimelineStep::BarrierRaised,
             Step::DropBarrier => TimelineStep::BarrierDropped,
             Step::Flip => {
-                self.news.push(News::flipped(self, write));
+                let back = self.leads_to_source(write);
+                // A first place where the guest still is makes nothing follow anybody.
+                if !back || write.routes.iter().any(|route| !route.from.is_empty()) {
+                    self.news.push(News::flipped(self, write, back));
+                }
+                if back {
+                    return;
+                }
                 TimelineStep::Flipped
             }
             Step::Settle => TimelineStep::Settled,
             Step::Release => TimelineStep::Released,
         };
         self.status.take_step(step, now);
+    }
+
+    fn leads_to_source(&self, write: &Write) -> bool {
+        let source = self.spec.source.as_ref();
+        let source = source.and_then(|source| source.chassis.as_ref());
+        write.routes.iter().all(|route| route.to.as_ref() == source)
+    }
+
+    /// Takes note of a write that the database did not take.
+    pub(crate) fn not_written(&mut self, step: Step, why: &str, now: Moment) {
+        let message = format!("{step} could not be written and is tried again: {why}");
+        self.degrade(Some((CANNOT_WRITE, message)), now);
+    }
+
+    fn cannot_write(&self) -> bool {
+        let degraded = Condition::find(&self.status.conditions, ConditionType::Degraded);
+        degraded.is_some_and(|degraded| degraded.reason == CANNOT_WRITE)
     }
 
     /// Brings the status in line with a decision.
@@ -264,7 +291,12 @@ impl Record {
                 _ if phase == Phase::Failed => Some(("Failed", message)),
                 _ => None,
             });
-        self.degrade(trouble, now);
+        if trouble.is_none() && decision.write.is_some() && self.cannot_write() {
+            // Until it is written, or need not be.
+            return;
+        }
+        let hindered = || Some((ROUTES_STAY, seen.hindrance.clone()?));
+        self.degrade(trouble.or_else(hindered), now);
     }
 
     fn complete(&mut self, now: Moment) {
@@ -288,6 +320,8 @@ impl Record {
     pub(crate) fn degrade(&mut self, trouble: Option<(&str, String)>, now: Moment) {
         let before = Condition::find(&self.status.conditions, ConditionType::Degraded);
         let known = before.is_some_and(|before| before.status == ConditionStatus::True);
+        // Routes that stay keep nothing else from going wrong.
+        let only_stay = before.is_some_and(|before| before.reason == ROUTES_STAY);
         let Some((reason, message)) = trouble else {
             self.set(
                 ConditionType::Degraded,
@@ -298,7 +332,7 @@ impl Record {
             );
             return;
         };
-        if !known {
+        if !known || (only_stay && reason != ROUTES_STAY) {
             self.news.push(News::trouble(message.clone()));
         }
         self.set(
@@ -361,6 +395,10 @@ impl Record {
 }
 
 pub(super) const GUEST_GONE: &str = "the guest is gone";
+/// Reason of a record whose write the database does not take.
+const CANNOT_WRITE: &str = "CannotWrite";
+/// Reason of a record whose routes cannot follow the guest.
+const ROUTES_STAY: &str = "RoutesStay";
 const SUPERSEDED: &str = "a newer migration of the VM has taken the ports over";
 
 /// Less what the nodes' agents measure and write under their own names.

@@ -1,6 +1,7 @@
 //! Keeps segue's rows of the routed topology as they should be.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ovsdb_rs::Snapshot;
@@ -22,6 +23,13 @@ const RETRY: Duration = Duration::from_secs(1);
 /// made anew has its address back by then.
 const STRAY: Duration = Duration::from_secs(10);
 
+/// How long news of addresses are gathered before all of them are looked through: many go at a time,
+/// and each has to be gone for [`STRAY`] anyway.
+const GATHER: Duration = Duration::from_secs(1);
+/// For how long a gateway must be gone before the rows about it are removed: whoever lays a network
+/// out, and starts anew, may make its routers anew, and its guests' places are in those rows.
+pub(super) const GONE: Duration = Duration::from_secs(10);
+
 /// What may have to be looked at.
 #[derive(Default)]
 pub(crate) struct Alarms {
@@ -41,6 +49,8 @@ pub(crate) struct Keeper<L> {
     listener: Arc<L>,
     /// What was last found.
     last: Mutex<Found>,
+    /// Sets that nothing asks for any more, by name, with when that was first seen.
+    gone: Mutex<BTreeMap<String, Instant>>,
 }
 
 /// What a look for the topology came to.
@@ -86,6 +96,7 @@ impl<L: Listener> Keeper<L> {
             alarms,
             listener,
             last: Mutex::default(),
+            gone: Mutex::default(),
         }
     }
 
@@ -99,9 +110,12 @@ impl<L: Listener> Keeper<L> {
 
     async fn keep(&self) {
         loop {
-            self.alarms.layout.notified().await;
+            tokio::select! {
+                () = self.alarms.layout.notified() => {}
+                () = self.grace_over() => {}
+            }
             tokio::time::sleep(DEBOUNCE).await;
-            if !self.keep_once().await {
+            if !self.keep_once(Instant::now()).await {
                 tokio::time::sleep(RETRY).await;
                 self.alarms.layout();
             }
@@ -113,19 +127,49 @@ impl<L: Listener> Keeper<L> {
         !(self.writer.is_leader() && self.databases.is_synced())
     }
 
+    /// Returns once a set has not been asked for in [`GONE`].
+    async fn grace_over(&self) {
+        let first = self.gone().values().min().copied();
+        match first {
+            Some(first) => tokio::time::sleep_until((first + GONE).into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn gone(&self) -> MutexGuard<'_, BTreeMap<String, Instant>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sets that nothing asks for, but not for long enough.
+    fn spared(&self, desired: &Desired, present: &Present, now: Instant) -> BTreeSet<String> {
+        let mut gone = self.gone();
+        let mut unasked = BTreeMap::new();
+        for name in desired.unasked(present) {
+            let since = gone.get(name).copied().unwrap_or(now);
+            unasked.insert(name.to_owned(), since);
+        }
+        // Those whose time is over are removed now; if that fails, they are found again.
+        unasked.retain(|_, since| now < *since + GONE);
+        gone.clone_from(&unasked);
+        unasked.into_keys().collect()
+    }
+
     /// Compares what is with what should be, and writes the difference. Says whether that went well.
-    pub(super) async fn keep_once(&self) -> bool {
+    pub(super) async fn keep_once(&self, now: Instant) -> bool {
         if self.is_blind() {
+            self.gone().clear();
             return true;
         }
         let found = self.databases.topology();
         self.note(found.as_ref().map(|(_, topology)| topology));
         let Some((nb, topology)) = found else {
+            self.gone().clear();
             return true;
         };
         let present = present(&nb);
         let desired = Desired::of(&topology);
-        let changes = desired.changes(&present);
+        let spared = self.spared(&desired, &present, now);
+        let changes = desired.changes(&present, &spared);
         if changes.is_empty() {
             return true;
         }
@@ -193,6 +237,7 @@ impl<L: Listener> Keeper<L> {
     async fn sweep(&self) {
         loop {
             self.alarms.stray.notified().await;
+            tokio::time::sleep(GATHER).await;
             let suspects = sweep::strays(&self.databases);
             if suspects.is_empty() {
                 continue;

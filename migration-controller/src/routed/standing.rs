@@ -144,18 +144,35 @@ impl Desired {
         self.sets.insert(set, place);
     }
 
-    /// What turns what is present into what is desired.
-    pub(super) fn changes<'a>(&'a self, present: &'a Present) -> Changes<'a> {
+    /// Names of the sets that are present for nothing.
+    pub(super) fn unasked<'a>(&self, present: &'a Present) -> impl Iterator<Item = &'a str> {
+        let names = present.sets.iter().map(|(_, row)| row.name.as_str());
+        names.filter(|name| !self.sets.contains_key(*name))
+    }
+
+    /// What turns what is present into what is desired, less the removal of the sets `spared` and of
+    /// the policies that match them.
+    pub(super) fn changes<'a>(
+        &'a self,
+        present: &'a Present,
+        spared: &BTreeSet<String>,
+    ) -> Changes<'a> {
         let mut changes = Changes::default();
-        self.compare_sets(present, &mut changes);
-        self.compare_policies(present, &mut changes);
+        self.compare_sets(present, spared, &mut changes);
+        self.compare_policies(present, spared, &mut changes);
         changes
     }
 
-    fn compare_sets<'a>(&'a self, present: &'a Present, changes: &mut Changes<'a>) {
+    fn compare_sets<'a>(
+        &'a self,
+        present: &'a Present,
+        spared: &BTreeSet<String>,
+        changes: &mut Changes<'a>,
+    ) {
         let mut missing: BTreeMap<_, _> = self.sets.iter().collect();
         for (uuid, row) in &present.sets {
             match missing.remove(&row.name) {
+                None if spared.contains(&row.name) => {}
                 None => changes.old_sets.push((*uuid, row)),
                 Some(set) => {
                     let mutations = set.mutations(row);
@@ -169,7 +186,12 @@ impl Desired {
         changes.new_sets.extend(missing);
     }
 
-    fn compare_policies<'a>(&'a self, present: &'a Present, changes: &mut Changes<'a>) {
+    fn compare_policies<'a>(
+        &'a self,
+        present: &'a Present,
+        spared: &BTreeSet<String>,
+        changes: &mut Changes<'a>,
+    ) {
         let rows: HashMap<_, _> = present
             .policies
             .iter()
@@ -179,6 +201,10 @@ impl Desired {
         for (router, row) in &present.routers {
             let ours = row.policies.iter();
             for (uuid, policy) in ours.filter_map(|uuid| Some((uuid, rows.get(uuid)?))) {
+                let set = policy.r#match.rsplit_once('$').map(|(_, set)| set);
+                if set.is_some_and(|set| spared.contains(set)) {
+                    continue;
+                }
                 let found = Policy::of(*router, policy);
                 if found.is_none_or(|found| !missing.remove(&found)) {
                     changes.old_policies.push((*router, *uuid));
@@ -310,8 +336,9 @@ impl Changes<'_> {
     /// One transaction: a policy whose set is not there yet would match nothing and be logged as an
     /// error by every chassis.
     ///
-    /// Guarded by the owner's mark on every row that changes, and by the name of every router whose
-    /// policies do: a row made again under the same name is another row.
+    /// Guarded by the marks of every set that changes or goes, and by the name of every router whose
+    /// policies come or go: a row made again under the same name is another row. Policies themselves
+    /// need no guard: they are found by row in their routers' references, and never changed.
     pub(super) fn transaction(&self, routers: &[(Uuid, Arc<LogicalRouter>)]) -> Transaction {
         let mut tx = Transaction::new();
         tx.assert_lock(WRITER_LOCK);

@@ -75,16 +75,21 @@ pub(crate) struct Gateway {
 // === impl Layout ===
 
 impl Layout {
-    /// Whether the rows are the very same: replicas share what did not change.
+    /// Whether the same topology is found in both. Replicas share the rows that did not change; of
+    /// those that did, what machines' ports and static routes come and go with is no part of it.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        fn same<T>(ours: &Rows<T>, theirs: &Rows<T>) -> bool {
-            let pairs = || ours.iter().zip(theirs);
-            ours.len() == theirs.len() && pairs().all(|(a, b)| Arc::ptr_eq(&a.1, &b.1))
-        }
-        same(&self.routers, &other.routers)
-            && same(&self.router_ports, &other.router_ports)
-            && same(&self.switches, &other.switches)
-            && same(&self.peers, &other.peers)
+        let same_switch = |old: &LogicalSwitch, new: &LogicalSwitch| {
+            let on_both = |(uuid, _): &(Uuid, Arc<LogicalSwitchPort>)| {
+                old.ports.contains(uuid) == new.ports.contains(uuid)
+            };
+            old.name == new.name
+                && old.external_ids == new.external_ids
+                && self.peers.iter().all(on_both)
+        };
+        same(&self.peers, &other.peers, |_, _| false)
+            && same(&self.router_ports, &other.router_ports, |_, _| false)
+            && same(&self.routers, &other.routers, LogicalRouter::is_same_node)
+            && same(&self.switches, &other.switches, same_switch)
     }
 
     /// The topology around the router named `cluster`; `None` while there is no such router.
@@ -164,6 +169,13 @@ impl Layout {
             })
             .collect()
     }
+}
+
+/// Whether two tables have the same rows, each of them shared or `alike`.
+fn same<T>(old: &Rows<T>, new: &Rows<T>, alike: impl Fn(&T, &T) -> bool) -> bool {
+    let mut pairs = old.iter().zip(new);
+    old.len() == new.len()
+        && pairs.all(|(a, b)| a.0 == b.0 && (Arc::ptr_eq(&a.1, &b.1) || alike(&a.1, &b.1)))
 }
 
 /// A router's port as seen from a switch.

@@ -1,16 +1,18 @@
 //! The routed topology against rows, and segue's rows of it against a real server.
 
+mod news;
 mod places;
 mod rows;
 mod statics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use handover::{RouteWrite, Step, VmName, Write};
 use ovsdb_rs::{Atom, Client, Condition, Datum, InsertOp, Mutation, Row, Transaction};
 
-use super::keeper::{Alarms, Keeper};
+use super::keeper::{Alarms, GONE, Keeper};
 use super::names::{ballast, inside_set, place_set};
 use super::sweep::strays;
 use super::*;
@@ -115,6 +117,7 @@ struct Deaf;
 impl Listener for Deaf {
     fn vms_changed(&self, _: BTreeSet<VmName>) {}
     fn world_changed(&self) {}
+    fn nodes_changed(&self) {}
     fn everything_changed(&self) {}
     fn layout_changed(&self) {}
     fn addresses_left(&self) {}
@@ -180,7 +183,7 @@ impl Lab {
     /// With the rows written.
     async fn kept(plan: Plan) -> Self {
         let lab = Self::start(plan).await;
-        assert!(soon(lab.keeper.keep_once()).await);
+        assert!(soon(lab.keeper.keep_once(Instant::now())).await);
         lab
     }
 

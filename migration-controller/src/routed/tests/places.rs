@@ -133,6 +133,23 @@ async fn only_a_chassis_that_carries_every_family_of_the_guest_is_led_to() {
     let lab = Lab::kept(plan).await;
     assert_eq!(lab.view("dual").places.gateways, texts(&["c1"]));
     assert_eq!(lab.view("four").places.gateways, texts(&["c1", "c2"]));
+    let lacking = lab.view("dual").places.not_carried_by("c2");
+    assert_eq!(lacking, BTreeSet::from([Family::Ip6]));
+}
+
+#[tokio::test]
+async fn an_address_that_the_sets_have_as_ballast_gets_no_place() {
+    let mut plan = Plan::cluster(DUAL);
+    plan.machine("sw-c1", "w0.tenant", "192.0.2.1 10.20.1.10 2001:db8::2");
+    let lab = Lab::kept(plan).await;
+    let places = lab.view("w0").places;
+    let keys: Vec<_> = places
+        .routes
+        .iter()
+        .map(|route| (route.key.as_str(), route.leads_to.len()))
+        .collect();
+    assert_eq!(keys, [("10.20.1.10", 0)]);
+    assert_eq!(places.reserved.len(), 2);
 }
 
 #[tokio::test]

@@ -83,7 +83,7 @@ async fn the_rows_appear_and_an_unchanged_world_is_not_written_to() {
         Some(texts(&["10.20.1.0/24", "100.64.0.0/16"]))
     );
     let before = lab.nb().generation();
-    assert!(soon(lab.keeper.keep_once()).await);
+    assert!(soon(lab.keeper.keep_once(Instant::now())).await);
     assert_eq!(lab.nb().generation(), before);
 }
 
@@ -127,7 +127,9 @@ async fn a_gateway_that_goes_takes_its_rows_along_and_nobody_elses() {
     tx.insert("Address_Set", Row::new().set("name", "segue_theirs_ip4"));
     tx.delete("Logical_Router", Condition::eq("name", "gr-c3"));
     lab.meddle(tx).await;
-    assert!(soon(lab.keeper.keep_once()).await);
+    let now = Instant::now();
+    assert!(soon(lab.keeper.keep_once(now)).await);
+    assert!(soon(lab.keeper.keep_once(now + GONE)).await);
     assert_eq!(lab.policies(), two);
     assert_eq!(lab.set(&place_set("c3", Family::Ip4)), None);
     let mut tx = Transaction::new();
@@ -146,10 +148,44 @@ async fn a_gateway_that_is_no_gateway_any_more_is_cleared() {
     let gone = [Mutation::delete_keys("options", ["chassis"])];
     lab.meddle(on("Logical_Router", Condition::eq("name", "gr-c2"), gone))
         .await;
-    assert!(soon(lab.keeper.keep_once()).await);
+    let now = Instant::now();
+    assert!(soon(lab.keeper.keep_once(now)).await);
+    let own = |policy: &String| policy.starts_with("gr-c2");
+    assert!(!lab.policies().iter().any(own), "at once");
+    assert!(soon(lab.keeper.keep_once(now + GONE)).await);
     let policies = lab.policies();
     let left = |policy: &&String| policy.starts_with("gr-c2") || policy.contains("100.64.0.3");
     assert_eq!(policies.iter().find(left), None);
+}
+
+#[tokio::test]
+async fn a_gateway_that_comes_back_in_time_finds_its_guests_where_they_were() {
+    let lab = Lab::kept(Plan::cluster(&DUAL[..2])).await;
+    let (before, set) = (lab.policies(), place_set("c2", Family::Ip4));
+    let guest = [Mutation::insert("addresses", "10.20.1.10")];
+    lab.meddle(on(
+        "Address_Set",
+        Condition::eq("name", set.as_str()),
+        guest,
+    ))
+    .await;
+    let router = || Condition::eq("name", "gr-c2");
+    let gone = [Mutation::delete_keys("options", ["chassis"])];
+    lab.meddle(on("Logical_Router", router(), gone)).await;
+    let now = Instant::now();
+    let almost = now + GONE.saturating_sub(std::time::Duration::from_millis(1));
+    for at in [now, almost] {
+        assert!(soon(lab.keeper.keep_once(at)).await);
+        assert!(lab.set(&set).is_some_and(|set| set.contains("10.20.1.10")));
+        assert!(lab.set(&inside_set(Family::Ip4)).is_some());
+    }
+    let back = [Mutation::insert("options", Datum::map([("chassis", "c2")]))];
+    lab.meddle(on("Logical_Router", router(), back)).await;
+    for at in [almost, almost + GONE] {
+        assert!(soon(lab.keeper.keep_once(at)).await);
+        assert_eq!(lab.policies(), before);
+        assert!(lab.set(&set).is_some_and(|set| set.contains("10.20.1.10")));
+    }
 }
 
 #[tokio::test]
@@ -178,7 +214,7 @@ async fn what_others_broke_is_mended_and_guests_stay_where_they_are() {
     tx.update("Logical_Router_Policy", reroute, hop);
     lab.meddle(tx).await;
     assert_ne!(lab.policies(), before);
-    assert!(soon(lab.keeper.keep_once()).await);
+    assert!(soon(lab.keeper.keep_once(Instant::now())).await);
     assert_eq!(lab.policies(), before);
     assert_eq!(
         lab.set(&set),
@@ -201,7 +237,7 @@ async fn rows_stay_while_there_is_no_cluster_router() {
     );
     lab.meddle(tx).await;
     let before = lab.nb().generation();
-    assert!(soon(lab.keeper.keep_once()).await);
+    assert!(soon(lab.keeper.keep_once(Instant::now())).await);
     assert_eq!(lab.nb().generation(), before);
 }
 
@@ -209,6 +245,6 @@ async fn rows_stay_while_there_is_no_cluster_router() {
 async fn who_does_not_hold_the_lock_keeps_no_rows() {
     let lab = Lab::start(Plan::cluster(&DUAL[..2])).await;
     let _thief = lab.other.steal("segue_writer").await.unwrap();
-    assert!(soon(lab.keeper.keep_once()).await);
+    assert!(soon(lab.keeper.keep_once(Instant::now())).await);
     assert!(lab.policies().is_empty());
 }

@@ -1,3 +1,5 @@
+mod trouble;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -535,30 +537,4 @@ fn a_guest_that_static_routes_follow_is_in_no_place_set() {
         panic!("{:?}", write.routes);
     };
     assert_eq!((only.route.as_str(), &only.to), ("10.0.0.1", &None));
-}
-
-#[test]
-fn a_flip_is_on_record_and_told() {
-    let mut record = Record::of(&handover("m-1", 7, Phase::Switched), None);
-    let write = Write {
-        step: Step::Flip,
-        ports: Vec::new(),
-        routes: vec![handover::RouteWrite {
-            route: RouteKey::new("10.0.0.1"),
-            from: ["c1".to_owned()].into(),
-            to: Some("c2".into()),
-        }],
-        raise_nb_cfg_from: None,
-    };
-    record.stepped(&write, moment(SECOND));
-    assert_eq!(
-        record.status.step(TimelineStep::Flipped),
-        Some(moment(SECOND))
-    );
-    assert_eq!(news(&record), ["RoutesFollowed"]);
-    let note = &record.news[0].note;
-    assert!(
-        note.contains("chassis c2") && note.contains("led to c1"),
-        "{note}"
-    );
 }
