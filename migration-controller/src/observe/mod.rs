@@ -68,6 +68,8 @@ pub(crate) struct Observation {
     pub(crate) failure: Option<String>,
     /// Ports whose marks cannot be read. They are left alone.
     pub(crate) damaged: Vec<(PortName, MarkError)>,
+    /// Why what is decided cannot be carried out.
+    pub(crate) obstacle: Option<String>,
     /// Look again then, even if nothing changes.
     pub(crate) recheck: Option<Moment>,
 }
@@ -140,6 +142,7 @@ pub(crate) fn observe(
         ending,
         failure: state.and_then(failure),
         damaged,
+        obstacle: None,
         recheck,
     }
 }

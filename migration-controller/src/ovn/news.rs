@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 use super::owner::Owners;
 use super::replica::likely_owner;
 use super::{
-    AddressSet, Databases, LogicalRouter, LogicalRouterPolicy, LogicalRouterPort, LogicalSwitch,
-    LogicalSwitchPort, NbGlobal, PortBinding,
+    AddressSet, Databases, LogicalRouter, LogicalRouterPolicy, LogicalRouterPort,
+    LogicalRouterStaticRoute, LogicalSwitch, LogicalSwitchPort, NbGlobal, PortBinding,
 };
 use crate::cluster::Listener;
-use crate::routed::port_addresses;
+use crate::routed::{host, port_addresses};
 
 /// What one step of the Northbound means.
 #[derive(Default)]
@@ -123,6 +123,14 @@ impl Databases {
             news.world = true;
         } else if let Some(set) = change.of::<AddressSet>() {
             self.members_change(&set, owners, news);
+        } else if let Some(route) = change.of::<LogicalRouterStaticRoute>() {
+            let rows = route.old.iter().chain(&route.new);
+            for address in rows.filter_map(|row| host(&row.ip_prefix)) {
+                let holders = self.ports_with(address);
+                let holders = holders.iter();
+                news.vms
+                    .extend(holders.filter_map(|port| likely_owner(port, owners)));
+            }
         } else {
             news.layout |= change.of::<LogicalSwitch>().is_some()
                 || change.of::<LogicalRouter>().is_some()

@@ -1,5 +1,6 @@
 //! The routed topology against rows, and segue's rows of it against a real server.
 
+mod pairs;
 mod places;
 mod rows;
 mod statics;
