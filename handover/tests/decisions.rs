@@ -8,8 +8,9 @@ mod single;
 use std::time::Duration;
 
 use handover::{
-    Binding, Decision, Epoch, Expected, Mark, MigrationUid, Original, Outcome, Phase, PortConfig,
-    PortName, PortWrite, Refusal, Side, SignalKind, Signals, Step, Timestamp, Waiting, decide,
+    Binding, Chassis, Decision, Epoch, Expected, Mark, MigrationUid, Original, Outcome, Phase,
+    PortConfig, PortName, PortWrite, Refusal, Side, SignalKind, Signals, Step, Timestamp, Waiting,
+    decide,
 };
 use proptest::prelude::*;
 use single::{START, apply, armed, at_barrier, claim, observed, port, signal};
@@ -131,6 +132,22 @@ fn a_guest_that_has_announced_itself_is_not_waited_for() {
     let mut in_time = armed(vec![port("a", None)]);
     in_time.signals = world.signals.clone();
     assert_eq!(decide(&in_time).write, None, "it opened by itself");
+}
+
+#[test]
+fn a_target_that_moves_on_is_the_one_the_mark_names() {
+    let mut world = at_barrier();
+    world.target = Some(Chassis::new("n3", "n3.example"));
+    let decision = decide(&world);
+    assert_eq!(apply(&mut world, &decision), Step::Arm);
+    let config = &world.ports[0].config;
+    assert_eq!(config.requested_chassis.as_deref(), Some("n1,n3"));
+    let mark = config.mark.as_ref().expect("an armed port is marked");
+    assert_eq!((mark.source.as_str(), mark.target.as_str()), ("n1", "n3"));
+    assert_eq!(mark.barrier, None, "n3 has proved nothing yet");
+    let decision = decide(&world);
+    assert_eq!(decision.write, None);
+    assert!(matches!(decision.waiting, Some(Waiting::Claim { .. })));
 }
 
 #[test]

@@ -74,7 +74,13 @@ fn foreign_request(observed: &Observed, source: &Chassis) -> Option<Waiting> {
 
 fn arm(observed: &Observed, port: &Port, source: &Chassis, target: &Chassis) -> Option<PortWrite> {
     let mark = match own_mark(observed, port) {
-        Some(mark) => mark.clone(),
+        // The target's pod can be made again elsewhere: what was proved of the first is nothing to it.
+        Some(mark) => Mark {
+            source: source.name.clone(),
+            target: target.name.clone(),
+            barrier: mark.barrier.filter(|_| mark.target == target.name),
+            ..mark.clone()
+        },
         None => Mark {
             migration: observed.identity.migration.clone(),
             epoch: observed.identity.epoch,

@@ -70,6 +70,8 @@ pub(crate) struct Observation {
     pub(crate) damaged: Vec<(PortName, MarkError)>,
     /// Why routes cannot follow the guest, where there are some that should.
     pub(crate) hindrance: Option<String>,
+    /// Why what is decided cannot be carried out.
+    pub(crate) obstacle: Option<String>,
     /// Look again then, even if nothing changes.
     pub(crate) recheck: Option<Moment>,
 }
@@ -143,6 +145,7 @@ pub(crate) fn observe(
         failure: state.and_then(failure),
         damaged,
         hindrance: None,
+        obstacle: None,
         recheck,
     }
 }

@@ -11,7 +11,7 @@ mod tables;
 mod writer;
 
 pub(crate) use owner::Owners;
-pub(crate) use pair::{Pairs, Target, shown};
+pub(crate) use pair::{Pairs, Target, is_counterpart, shown};
 pub(crate) use places::{PlaceSets, Places};
 pub(crate) use replica::{Databases, PortRow, View};
 pub(crate) use statics::StaticRoutes;
@@ -19,7 +19,9 @@ pub(crate) use tables::{
     AddressSet, Chassis, ChassisPrivate, LogicalRouter, LogicalRouterPolicy, LogicalRouterPort,
     LogicalRouterStaticRoute, LogicalSwitch, LogicalSwitchPort, NbGlobal, PortBinding,
 };
-pub(crate) use writer::{Basis, Mismatch, WRITER_LOCK, Writer, Written, guards, read_config};
+pub(crate) use writer::{
+    Basis, Mismatch, WRITER_LOCK, Writer, Written, guards, obstacle, read_config,
+};
 
 #[cfg(test)]
 pub(crate) mod server;

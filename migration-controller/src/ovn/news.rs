@@ -11,10 +11,10 @@ use super::owner::Owners;
 use super::replica::likely_owner;
 use super::{
     AddressSet, Chassis, Databases, LogicalRouter, LogicalRouterPolicy, LogicalRouterPort,
-    LogicalSwitch, LogicalSwitchPort, NbGlobal, PortBinding,
+    LogicalRouterStaticRoute, LogicalSwitch, LogicalSwitchPort, NbGlobal, PortBinding,
 };
 use crate::cluster::Listener;
-use crate::routed::port_addresses;
+use crate::routed::{host, port_addresses};
 
 /// What one step of the Northbound means.
 #[derive(Default)]
@@ -130,6 +130,14 @@ impl Databases {
             news.layout |= self.is_relaid(&switch);
         } else if let Some(router) = change.of::<LogicalRouter>() {
             news.layout |= is_rerouted(&router);
+        } else if let Some(route) = change.of::<LogicalRouterStaticRoute>() {
+            let rows = route.old.iter().chain(&route.new);
+            for address in rows.filter_map(|row| host(&row.ip_prefix)) {
+                let holders = self.ports_with(address);
+                let holders = holders.iter();
+                news.vms
+                    .extend(holders.filter_map(|port| likely_owner(port, owners)));
+            }
         } else {
             news.layout |= change.of::<LogicalRouterPort>().is_some()
                 || change.of::<LogicalRouterPolicy>().is_some();

@@ -7,10 +7,16 @@ use super::LogicalSwitchPort;
 /// `external_ids` key that names a port's VM: `<namespace>/<name>`.
 const VM_LABEL: &str = "segue.io/vm";
 
-/// Which of the VMs that a port may belong to exist.
+/// What Kubernetes has to say of OVN's rows: which of the VMs that a port may belong to exist, and
+/// which chassis a node is.
 pub(crate) trait Owners {
     /// Whether the VM exists.
     fn knows(&self, vm: &VmName) -> bool;
+
+    /// The chassis that a node names as its own.
+    fn chassis_of(&self, _node: &str) -> Option<String> {
+        None
+    }
 }
 
 /// The VMs that a port may belong to, the likeliest first.

@@ -18,7 +18,7 @@
 //! as it is, and labelled with the VM from then on; one that its owner labels so itself, ahead of
 //! that, would be taken for another port of the VM's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use handover::{Mark, PortConfig, PortName, VmName};
 use ovsdb_rs::{Condition, Datum, Mutation, Row, Transaction};
@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use super::PortRow;
 use super::writer::{ACTIVATION_STRATEGY, Mismatch, REQUESTED_CHASSIS, guard, map, mutations};
+use crate::routed::port_addresses;
 
 /// Key of `external_ids` of the target's port: the name of the source's.
 const SOURCE_PORT: &str = "segue.io/source-port";
@@ -36,6 +37,9 @@ const VM: &str = "segue.io/vm";
 /// Key of `external_ids` of the source's port: what the target's is called, where that does not
 /// follow from the names of the pods.
 const TARGET_PORT: &str = "segue.io/target-port";
+/// Keys of `options` that say nothing of the target's port: which of the source node's interfaces is
+/// the source pod's, and a number that one port has. Source: ovn-nb(5).
+const OWN_OPTIONS: [&str; 3] = ["iface-id-ver", "requested-tnl-key", ACTIVATION_STRATEGY];
 /// Columns of the source's port that say nothing of the target's. Source: ovn-nb(5).
 const OWN_COLUMNS: [&str; 6] = [
     "_uuid",
@@ -76,9 +80,39 @@ pub(super) struct Original {
     pub(super) row: Row,
     /// The port groups that it is in, by UUID, with their names.
     pub(super) groups: Vec<(Uuid, String)>,
-    /// The target's port, where somebody made it already: its row, `options` and `external_ids`.
-    pub(super) present: Option<(Uuid, Datum, Datum)>,
+    /// The port that is called as the target's is to be, where there is one already.
+    pub(super) present: Option<Present>,
 }
+
+/// A port that may have been made for the target's pod.
+#[derive(Clone, Debug)]
+pub(super) struct Present {
+    /// Its row.
+    pub(super) uuid: Uuid,
+    /// The routed switch that it is on.
+    pub(super) switch: Option<Uuid>,
+    /// Its `addresses`.
+    pub(super) addresses: Vec<String>,
+    /// Its `options`.
+    pub(super) options: BTreeMap<String, String>,
+    /// Its `external_ids`.
+    pub(super) external_ids: BTreeMap<String, String>,
+}
+
+/// What the target's port is to be made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Making<'a> {
+    /// The port on the chassis that the guest leaves.
+    pub(super) source: &'a PortRow,
+    /// The source is what an earlier handover had as its target, and is nobody's counterpart now.
+    promoted: bool,
+    /// The other port of the pair that there is: of a target that is none any more, or of a source
+    /// that an earlier handover left.
+    stale: Option<&'a PortRow>,
+}
+
+/// Which switch a port is on.
+pub(super) type SwitchOf<'a> = &'a dyn Fn(&Uuid) -> Option<Uuid>;
 
 // === impl Pairs ===
 
@@ -108,6 +142,11 @@ impl Pairs {
     pub(super) fn get(&self, name: &PortName) -> Option<&Pair> {
         self.0.iter().find(|pair| pair.name == *name)
     }
+}
+
+/// Whether a row is the target's port of a pair.
+pub(crate) fn is_counterpart(row: &PortRow) -> bool {
+    row.external_ids.contains_key(SOURCE_PORT)
 }
 
 /// The rows of a VM as the decisions see them: every pair as one.
@@ -152,26 +191,76 @@ impl Pair {
         Some(row)
     }
 
-    /// The row that the target's port is to be made from, where there is none yet.
-    pub(super) fn lone_source(&self) -> Option<&PortRow> {
-        self.source.as_ref().filter(|_| self.target.is_none())
+    /// What the target's port that `config` asks for is to be made of; nothing where there is such a
+    /// port, or none is needed.
+    pub(super) fn to_make(
+        &self,
+        config: &PortConfig,
+        target: &Target,
+        switch_of: SwitchOf<'_>,
+    ) -> Option<Making<'_>> {
+        let making = self.making(config)?;
+        let here = switch_of(&making.source.uuid)?;
+        // One switch has both nodes: the port can be on both.
+        let needed = here != target.switch;
+        (needed && !making.is_paired(config, Some(target), switch_of)).then_some(making)
+    }
+
+    /// The rows by what they are to a handover that is to have two chassis.
+    fn making(&self, config: &PortConfig) -> Option<Making<'_>> {
+        let mark = config.mark.as_ref().filter(|_| wants_both(config))?;
+        match (&self.source, &self.target) {
+            (stale, Some(target)) if target_of(target).as_ref() == Some(&mark.source) => {
+                Some(Making {
+                    source: target,
+                    promoted: true,
+                    stale: stale.as_ref(),
+                })
+            }
+            (Some(source), stale) => Some(Making {
+                source,
+                promoted: false,
+                stale: stale.as_ref(),
+            }),
+            (None, _) => None,
+        }
+    }
+
+    fn expect(&self, tx: &mut Transaction) {
+        for row in self.source.iter().chain(&self.target) {
+            tx.expect("Logical_Switch_Port", row.uuid, guard(row));
+        }
     }
 
     /// Adds what makes the rows look like `config` when shown, for a pair that is one or was.
     pub(super) fn change(
         &self,
         config: &PortConfig,
-        switch_of: &dyn Fn(&Uuid) -> Option<Uuid>,
+        target: Option<&Target>,
+        switch_of: SwitchOf<'_>,
         tx: &mut Transaction,
     ) -> Result<(), Mismatch> {
-        for row in self.source.iter().chain(&self.target) {
-            tx.expect("Logical_Switch_Port", row.uuid, guard(row));
+        self.expect(tx);
+        if let Some(making) = self.making(config)
+            && !making.is_paired(config, target, switch_of)
+        {
+            // Nothing says where a counterpart would be: the port itself is to be on both chassis.
+            making.clear(switch_of, tx)?;
+            change_row(
+                making.source,
+                making.promote(mutations(making.source, config)),
+                tx,
+            );
+            return Ok(());
         }
         let both = wants_both(config);
         match (&self.source, &self.target) {
             (Some(source), Some(target)) if both => {
                 change_row(source, mark_alone(source, config), tx);
+                let ours = target.external_ids.contains_key(CREATED);
                 let requested = target.options.get(REQUESTED_CHASSIS).cloned();
+                let wanted = config.mark.as_ref().map(|mark| mark.target.clone());
+                let requested = if ours { wanted } else { requested };
                 let config = PortConfig {
                     requested_chassis: requested,
                     ..config.clone()
@@ -179,8 +268,7 @@ impl Pair {
                 change_row(target, mutations(target, &config), tx);
             }
             (Some(source), Some(target)) => {
-                let mark = Mark::from_external_ids(&target.external_ids);
-                let to = mark.ok().flatten().map(|mark| mark.target);
+                let to = target_of(target);
                 if to.is_some() && config.requested_chassis == to {
                     remove(source, switch_of, tx)?;
                     change_row(target, mutations(target, config), tx);
@@ -207,6 +295,50 @@ impl Pair {
     }
 }
 
+impl Making<'_> {
+    /// Whether the other port of the pair is the target's that is wanted.
+    fn is_paired(
+        &self,
+        config: &PortConfig,
+        target: Option<&Target>,
+        switch_of: SwitchOf<'_>,
+    ) -> bool {
+        let Some(row) = self.stale.filter(|_| !self.promoted) else {
+            return false;
+        };
+        let Some(target) = target else {
+            return target_of(row) == config.mark.as_ref().map(|mark| mark.target.clone());
+        };
+        let name = target.port_name(self.source).ok();
+        let is_named = name.is_none_or(|name| name == row.name.as_str());
+        is_named && switch_of(&row.uuid) == Some(target.switch)
+    }
+
+    /// Lets the other port of the pair go.
+    fn clear(&self, switch_of: SwitchOf<'_>, tx: &mut Transaction) -> Result<(), Mismatch> {
+        match self.stale {
+            Some(left) if self.promoted => remove(left, switch_of, tx),
+            Some(target) => let_go(target, switch_of, tx),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds to changes of the source what makes it one.
+    fn promote(&self, mut changes: Vec<Mutation>) -> Vec<Mutation> {
+        if self.promoted {
+            let keys = [SOURCE_PORT, CREATED];
+            changes.push(Mutation::delete_keys("external_ids", keys));
+        }
+        changes
+    }
+}
+
+/// The chassis that the mark of a target's port names.
+fn target_of(row: &PortRow) -> Option<String> {
+    let mark = Mark::from_external_ids(&row.external_ids).ok().flatten();
+    mark.map(|mark| mark.target)
+}
+
 /// Whether a port is to be on two chassis.
 pub(super) fn wants_both(config: &PortConfig) -> bool {
     let requested = config.requested_chassis.as_deref();
@@ -230,11 +362,7 @@ fn change_row(row: &PortRow, mutations: Vec<Mutation>, tx: &mut Transaction) {
 }
 
 /// A port that no switch has is no more (ovn-nb(5): the table is not of the root set).
-fn remove(
-    row: &PortRow,
-    switch_of: &dyn Fn(&Uuid) -> Option<Uuid>,
-    tx: &mut Transaction,
-) -> Result<(), Mismatch> {
+fn remove(row: &PortRow, switch_of: SwitchOf<'_>, tx: &mut Transaction) -> Result<(), Mismatch> {
     let switch = switch_of(&row.uuid).ok_or_else(|| Mismatch::Port(row.name.clone()))?;
     let gone = Datum::set([row.uuid]);
     let holds = [
@@ -246,11 +374,7 @@ fn remove(
 }
 
 /// Removes the target's port, or the marks from one that is somebody else's.
-fn let_go(
-    target: &PortRow,
-    switch_of: &dyn Fn(&Uuid) -> Option<Uuid>,
-    tx: &mut Transaction,
-) -> Result<(), Mismatch> {
+fn let_go(target: &PortRow, switch_of: SwitchOf<'_>, tx: &mut Transaction) -> Result<(), Mismatch> {
     if target.external_ids.contains_key(CREATED) {
         return remove(target, switch_of, tx);
     }
@@ -279,15 +403,61 @@ impl Target {
         Ok(name.replacen(before.as_str(), after, 1))
     }
 
+    /// The port that is there already as the target's, unless it cannot be that.
+    fn present<'a>(
+        &self,
+        making: &Making<'_>,
+        original: &'a Original,
+    ) -> Result<Option<&'a Present>, Mismatch> {
+        let is_going = |present: &&Present| {
+            let going = making.stale.filter(|row| row.uuid == present.uuid);
+            going.is_some_and(|row| making.promoted || row.external_ids.contains_key(CREATED))
+        };
+        let Some(present) = original.present.as_ref().filter(|row| !is_going(row)) else {
+            return Ok(None);
+        };
+        let name = self.port_name(making.source)?;
+        let source = &making.source.name;
+        let other = |why| Mismatch::Other {
+            port: source.clone(),
+            other: PortName::new(&name),
+            why,
+        };
+        let addresses =
+            |texts: &[String]| -> BTreeSet<_> { port_addresses(texts).into_iter().collect() };
+        if present.switch != Some(self.switch) {
+            return Err(other("it is not on the switch of the target's node"));
+        }
+        if !addresses(&making.source.addresses).is_subset(&addresses(&present.addresses)) {
+            return Err(other("it does not have the same addresses"));
+        }
+        let ids = &present.external_ids;
+        let vm = self.vm.to_string();
+        let of_another = ids.get(VM).is_some_and(|label| *label != vm);
+        let told = ids.get(SOURCE_PORT).filter(|told| *told != source.as_str());
+        let marked = ids.contains_key(Mark::OWNER) && !ids.contains_key(SOURCE_PORT);
+        if of_another || told.is_some() || marked {
+            return Err(other("it belongs to another VM or handover"));
+        }
+        Ok(Some(present))
+    }
+
     /// Adds what makes the target's port, with the source's marked.
     pub(super) fn make(
         &self,
-        source: &PortRow,
+        (pair, making): (&Pair, Making<'_>),
         config: &PortConfig,
         original: &Original,
+        switch_of: SwitchOf<'_>,
         tx: &mut Transaction,
     ) -> Result<(), Mismatch> {
+        let source = making.source;
         let name = self.port_name(source)?;
+        let present = self.present(&making, original)?;
+        pair.expect(tx);
+        if making.stale.map(|row| row.uuid) != present.map(|row| row.uuid) {
+            making.clear(switch_of, tx)?;
+        }
         let copied: Vec<_> = original
             .row
             .iter()
@@ -310,30 +480,53 @@ impl Target {
             groups_now,
             Some(std::time::Duration::ZERO),
         );
-        let (options, ids) = self.columns(source, config);
-        let port = if let Some((uuid, options_now, ids_now)) = &original.present {
-            let guard = Row::new()
-                .set("options", options_now.clone())
-                .set("external_ids", ids_now.clone());
-            tx.expect("Logical_Switch_Port", *uuid, guard);
-            tx.mutate("Logical_Switch_Port", *uuid, self.adopt(source, config));
-            Datum::set([*uuid])
-        } else {
-            let row = unchanged
-                .set("name", name)
-                .set("options", map(&options))
-                .set("external_ids", map(&ids));
-            let port = Datum::set([tx.insert("Logical_Switch_Port", row)]);
-            let add = Mutation::insert("ports", port.clone());
-            tx.mutate("Logical_Switch", self.switch, [add]);
-            port
+        let port = match present {
+            Some(present) => self.take(present, source, config, tx),
+            None => self.insert(unchanged.set("name", name), source, config, tx),
         };
         for (group, _) in groups {
             let add = Mutation::insert("ports", port.clone());
             tx.mutate("Port_Group", *group, [add]);
         }
-        change_row(source, mark_alone(source, config), tx);
+        change_row(source, making.promote(mark_alone(source, config)), tx);
         Ok(())
+    }
+
+    /// Takes a port that is there as the target's.
+    fn take(
+        &self,
+        present: &Present,
+        source: &PortRow,
+        config: &PortConfig,
+        tx: &mut Transaction,
+    ) -> Datum {
+        let now = present.addresses.iter().map(String::as_str);
+        let guard = Row::new()
+            .set("addresses", Datum::set(now))
+            .set("options", map(&present.options))
+            .set("external_ids", map(&present.external_ids));
+        tx.expect("Logical_Switch_Port", present.uuid, guard);
+        let marks = self.adopt(source, config);
+        tx.mutate("Logical_Switch_Port", present.uuid, marks);
+        Datum::set([present.uuid])
+    }
+
+    /// Makes the target's port, a copy but for what is its own.
+    fn insert(
+        &self,
+        copy: Row,
+        source: &PortRow,
+        config: &PortConfig,
+        tx: &mut Transaction,
+    ) -> Datum {
+        let (options, ids) = self.columns(source, config);
+        let row = copy
+            .set("options", map(&options))
+            .set("external_ids", map(&ids));
+        let port = Datum::set([tx.insert("Logical_Switch_Port", row)]);
+        let add = Mutation::insert("ports", port.clone());
+        tx.mutate("Logical_Switch", self.switch, [add]);
+        port
     }
 
     /// `options` and `external_ids` of a port that segue makes.
@@ -343,7 +536,7 @@ impl Target {
         config: &PortConfig,
     ) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
         let mut options = source.options.clone();
-        options.remove(ACTIVATION_STRATEGY);
+        options.retain(|key, _| !OWN_OPTIONS.contains(&key.as_str()));
         let requested = config.requested_chassis.clone();
         options.extend(requested.map(|both| (REQUESTED_CHASSIS.to_owned(), both)));
         let strategy = config.activation_strategy.clone();

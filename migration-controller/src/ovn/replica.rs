@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::owner::{Owners, candidates, owner};
 use super::routed::RoutedTables;
+use super::statics::Held;
 use super::tables::{NORTHBOUND, SOUTHBOUND};
 use super::{
     Chassis, ChassisPrivate, LogicalSwitchPort, NbGlobal, PlaceSets, Places, PortBinding,
@@ -182,12 +183,17 @@ impl Databases {
         };
         let is_routed = |uuid: &Uuid| topology.holds(nb, uuid);
         let routed_ports = ports.iter().filter(|(uuid, _)| is_routed(uuid));
-        let addresses: BTreeSet<IpAddr> = routed_ports
-            .flat_map(|(_, port)| port_addresses(&port.addresses))
-            .collect();
-        if addresses.is_empty() {
+        let mut on: BTreeMap<IpAddr, BTreeSet<Uuid>> = BTreeMap::new();
+        for (uuid, port) in routed_ports {
+            let switch = topology.switch_of(nb, uuid);
+            for address in port_addresses(&port.addresses) {
+                on.entry(address).or_default().extend(switch);
+            }
+        }
+        if on.is_empty() {
             return Default::default();
         }
+        let addresses: BTreeSet<_> = on.keys().copied().collect();
         let is_disputed = |address: &&IpAddr| {
             let mut holders = nb.lookup(&routed.ports_by_address, *address).into_iter();
             holders.any(|(uuid, port)| {
@@ -196,10 +202,15 @@ impl Databases {
         };
         let disputed = addresses.iter().filter(is_disputed).copied().collect();
         let chassis_of = |node: &str| {
-            let found = sb.lookup(&self.chassis_by_name, node);
-            Some(found.first()?.1.name.clone())
+            let chassis = chassis_of(sb, self.chassis_by_name, node, owners)?;
+            Some(chassis.name)
         };
-        let statics = StaticRoutes::of(nb, routed, &topology, &addresses, &chassis_of);
+        let disputed: BTreeSet<_> = disputed;
+        let held = Held {
+            on,
+            disputed: &disputed,
+        };
+        let statics = StaticRoutes::of(nb, routed, &topology, &held, &chassis_of);
         (Places::of(PlaceSets::of(nb), &addresses, disputed), statics)
     }
 
@@ -269,6 +280,31 @@ fn chassis_names(chassis: &Chassis) -> BTreeSet<String> {
         .collect()
 }
 
+/// The chassis that is called this, by name or hostname.
+///
+/// A name outranks a hostname: names are unique, hostnames need not be.
+fn chassis(
+    sb: &Snapshot,
+    by_name: Index<Chassis, String>,
+    name: &str,
+) -> Option<handover::Chassis> {
+    let found = sb.lookup(&by_name, name);
+    let named = found.iter().find(|(_, chassis)| chassis.name == name);
+    let (_, chassis) = named.or(found.first())?;
+    Some(handover::Chassis::new(&chassis.name, &chassis.hostname))
+}
+
+/// The chassis that is called like a node, else the one that the node names.
+fn chassis_of(
+    sb: &Snapshot,
+    by_name: Index<Chassis, String>,
+    node: &str,
+    owners: &impl Owners,
+) -> Option<handover::Chassis> {
+    let annotated = || chassis(sb, by_name, &owners.chassis_of(node)?);
+    chassis(sb, by_name, node).or_else(annotated)
+}
+
 // === impl View ===
 
 impl View {
@@ -277,19 +313,9 @@ impl View {
         self.topology.as_ref()?.switch_of(&self.nb, port)
     }
 
-    /// The routed switch of a node.
-    pub(crate) fn switch_for(&self, node: &str) -> Option<Uuid> {
-        self.topology.as_ref()?.switch_for(node)
-    }
-
-    /// The chassis that is called this, by name or hostname.
-    ///
-    /// A name outranks a hostname: names are unique, hostnames need not be.
-    pub(crate) fn chassis(&self, name: &str) -> Option<handover::Chassis> {
-        let found = self.sb.lookup(&self.chassis_by_name, name);
-        let by_name = found.iter().find(|(_, chassis)| chassis.name == name);
-        let (_, chassis) = by_name.or(found.first())?;
-        Some(handover::Chassis::new(&chassis.name, &chassis.hostname))
+    /// The chassis of a node.
+    pub(crate) fn chassis_of(&self, node: &str, owners: &impl Owners) -> Option<handover::Chassis> {
+        chassis_of(&self.sb, self.chassis_by_name, node, owners)
     }
 
     /// How far the chassis have followed the Northbound.

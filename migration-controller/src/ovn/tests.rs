@@ -400,9 +400,12 @@ async fn a_view_joins_both_databases() {
         BTreeMap::from([("c1".into(), 3), ("c2".into(), 3)])
     );
     let chassis = handover::Chassis::new("c1", "host-c1");
-    assert_eq!(view.chassis("c1").as_ref(), Some(&chassis));
-    assert_eq!(view.chassis("host-c1").as_ref(), Some(&chassis));
-    assert_eq!(view.chassis("c7"), None);
+    assert_eq!(view.chassis_of("c1", &Everybody).as_ref(), Some(&chassis));
+    assert_eq!(
+        view.chassis_of("host-c1", &Everybody).as_ref(),
+        Some(&chassis)
+    );
+    assert_eq!(view.chassis_of("c7", &Everybody), None);
 }
 
 #[tokio::test]

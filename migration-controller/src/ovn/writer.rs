@@ -11,6 +11,7 @@
 //! without the guard.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use handover::{Expected, Mark, PortConfig, PortName, PortWrite, RouteKey, Write};
@@ -19,10 +20,12 @@ use ovsdb_rs::{
 };
 use thiserror::Error as ThisError;
 use tokio::sync::watch;
+use uuid::Uuid;
 
-use super::pair::{Original, wants_both};
+use super::pair::{Original, Present};
 use super::tables::NORTHBOUND;
 use super::{Pairs, PortRow, Target, View};
+use crate::routed::port_addresses;
 
 /// The lock that the one controller that writes holds on the Northbound.
 ///
@@ -72,6 +75,30 @@ pub(crate) enum Mismatch {
          it does not hold the source pod's name; say it with external_ids:segue.io/target-port"
     )]
     Counterpart(PortName),
+    /// A port that is called like the target's cannot be that.
+    #[error(
+        "port {other}, which is called as the target's port for {port} is to be, is another: {why}; \
+         rename or remove it, or say another name with external_ids:segue.io/target-port of {port}"
+    )]
+    Other {
+        /// The source's port.
+        port: PortName,
+        /// The port of that name.
+        other: PortName,
+        /// What speaks against it.
+        why: &'static str,
+    },
+    /// Routes would go on leading to where the port was.
+    #[error(
+        "port {port} stays where it is: there are several static routes to {addresses:?}, or other \
+         VMs have it as well, so its route cannot follow; leave one route and one holder"
+    )]
+    Stuck {
+        /// The source's port.
+        port: PortName,
+        /// Its addresses whose routes cannot follow.
+        addresses: Vec<IpAddr>,
+    },
     /// `NB_Global` has no row.
     #[error("NB_Global has no row: is this an initialised Northbound?")]
     Global,
@@ -141,7 +168,11 @@ impl Writer {
         };
         match transaction(write, basis, &originals, comment) {
             Ok(transaction) => self.transact(transaction).await,
-            Err(mismatch @ Mismatch::Counterpart(_)) => Written::Failed(mismatch.to_string()),
+            Err(
+                mismatch @ (Mismatch::Counterpart(_)
+                | Mismatch::Other { .. }
+                | Mismatch::Stuck { .. }),
+            ) => Written::Failed(mismatch.to_string()),
             Err(mismatch) => Written::Refused(mismatch.to_string()),
         }
     }
@@ -157,40 +188,52 @@ impl Writer {
             return Ok(originals);
         };
         let pairs = Pairs::of(&basis.view.ports);
-        let armed = write.ports.iter().filter(|port| wants_both(&port.config));
-        for source in armed.filter_map(|port| pairs.get(&port.port)?.lone_source()) {
-            let here = basis.view.switch_of(&source.uuid);
-            if here.is_none_or(|here| here == target.switch) {
-                // One switch has both nodes: the port can be on both.
-                continue;
-            }
-            if let Some(original) = self.original(source, target).await? {
-                originals.insert(source.name.clone(), original);
+        let switch_of = |uuid: &Uuid| basis.view.switch_of(uuid);
+        for port in &write.ports {
+            let pair = pairs.get(&port.port);
+            let making = pair.and_then(|pair| pair.to_make(&port.config, target, &switch_of));
+            let Some(making) = making else { continue };
+            let original = self.original(making.source, target, &switch_of).await?;
+            if let Some(original) = original {
+                originals.insert(port.port.clone(), original);
             }
         }
         Ok(originals)
     }
 
-    async fn original(&self, source: &PortRow, target: &Target) -> Result<Option<Original>, Error> {
+    async fn original(
+        &self,
+        source: &PortRow,
+        target: &Target,
+        switch_of: &(impl Fn(&Uuid) -> Option<Uuid> + Sync),
+    ) -> Result<Option<Original>, Error> {
         let mut tx = Transaction::new();
         let row = tx.select("Logical_Switch_Port", source.uuid, []);
         let includes = Condition::includes("ports", Datum::set([source.uuid]));
         let groups = tx.select("Port_Group", includes, ["name"]);
         let name = target.port_name(source).unwrap_or_default();
         let same = Condition::eq("name", name);
-        let present = tx.select("Logical_Switch_Port", same, ["options", "external_ids"]);
+        let present = tx.select(
+            "Logical_Switch_Port",
+            same,
+            ["addresses", "options", "external_ids"],
+        );
         let reply = self.client.transact(NORTHBOUND, tx).await?;
-        let present: Vec<(uuid::Uuid, Maps)> = reply.rows(present)?;
-        let groups: Vec<(uuid::Uuid, Named)> = reply.rows(groups)?;
+        let present: Vec<(Uuid, Maps)> = reply.rows(present)?;
+        let groups: Vec<(Uuid, Named)> = reply.rows(groups)?;
         Ok(reply.raw_rows(row)?.first().map(|row| Original {
             row: row.clone(),
             groups: groups
                 .into_iter()
                 .map(|(uuid, group)| (uuid, group.name))
                 .collect(),
-            present: present
-                .first()
-                .map(|(uuid, row)| (*uuid, map(&row.options), map(&row.external_ids))),
+            present: present.into_iter().next().map(|(uuid, row)| Present {
+                uuid,
+                switch: switch_of(&uuid),
+                addresses: row.addresses,
+                options: row.options,
+                external_ids: row.external_ids,
+            }),
         }))
     }
 
@@ -224,6 +267,7 @@ struct Named {
 
 #[derive(serde::Deserialize)]
 struct Maps {
+    addresses: Vec<String>,
     options: BTreeMap<String, String>,
     external_ids: BTreeMap<String, String>,
 }
@@ -259,12 +303,17 @@ fn transaction(
     for port in &write.ports {
         let missing = || Mismatch::Port(port.port.clone());
         let pair = pairs.get(&port.port).ok_or_else(missing)?;
-        let tx = &mut transaction;
-        match (originals.get(&port.port), basis.target, pair.lone_source()) {
-            (Some(original), Some(target), Some(source)) => {
-                target.make(source, &port.config, original, tx)?;
+        let (tx, config) = (&mut transaction, &port.config);
+        let switch_of = |uuid: &Uuid| view.switch_of(uuid);
+        let target = basis.target;
+        let making = target.and_then(|target| pair.to_make(config, target, &switch_of));
+        match (making, target) {
+            (Some(making), Some(target)) => {
+                movable(view, making.source)?;
+                let original = originals.get(&port.port).ok_or_else(missing)?;
+                target.make((pair, making), config, original, &switch_of, tx)?;
             }
-            _ => pair.change(&port.config, &|uuid| view.switch_of(uuid), tx)?,
+            _ => pair.change(config, target, &switch_of, tx)?,
         }
     }
     if basis.static_routes {
@@ -274,6 +323,31 @@ fn transaction(
     }
     transaction.comment(comment);
     Ok(transaction)
+}
+
+fn movable(view: &View, source: &PortRow) -> Result<(), Mismatch> {
+    let addresses = view.statics.stuck(port_addresses(&source.addresses));
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    Err(Mismatch::Stuck {
+        port: source.name.clone(),
+        addresses,
+    })
+}
+
+/// Why a write that asks for counterparts cannot be made, as far as the view tells.
+pub(crate) fn obstacle(write: &Write, basis: Basis<'_>) -> Option<Mismatch> {
+    let target = basis.target?;
+    let pairs = Pairs::of(&basis.view.ports);
+    let switch_of = |uuid: &Uuid| basis.view.switch_of(uuid);
+    let mut ports = write.ports.iter();
+    ports.find_map(|port| {
+        let pair = pairs.get(&port.port)?;
+        let making = pair.to_make(&port.config, target, &switch_of)?;
+        let movable = movable(basis.view, making.source);
+        movable.and_then(|()| target.port_name(making.source)).err()
+    })
 }
 
 /// The columns that a write to a port is guarded by.

@@ -4,13 +4,13 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use handover::{Deadlines, FlipPolicy, FlipTiming, Route};
+use handover::{Deadlines, FlipPolicy, FlipTiming, Mark, Route};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::api::{FlipOn, HandoverPolicy, LabelExpression, LabelOperator, RoutingMode, VmSelector};
 
 use crate::observe::Patience;
-use crate::ovn::View;
+use crate::ovn::{PortRow, View, is_counterpart};
 
 /// The longest time that a policy can ask for. The API server checks it too, unless it is of before
 /// the check.
@@ -58,6 +58,25 @@ impl Settings {
         }
     }
 
+    /// These, less a mode that comes too late: a handover under way is finished as it was begun.
+    ///
+    /// A pair of ports is of static routes; ports that two chassis have while the VM's addresses are
+    /// in place sets are of those.
+    #[must_use]
+    pub(crate) fn held_to(mut self, view: &View) -> Self {
+        let mut routes = view.places.routes.iter();
+        let placed = routes.any(|route| !route.leads_to.is_empty());
+        match begun(&view.ports, placed) {
+            Some(RoutingMode::StaticRoutes) => {
+                self.mode = RoutingMode::StaticRoutes;
+                self.flip.keep_egress = Duration::ZERO;
+            }
+            Some(RoutingMode::AddressSets) => self.mode = RoutingMode::AddressSets,
+            None => {}
+        }
+        self
+    }
+
     /// The routes that are to follow the guest, with the chassis that they can lead to.
     pub(crate) fn routes<'a>(&self, view: &'a View) -> (&'a [Route], &'a BTreeSet<String>) {
         match self.mode {
@@ -65,6 +84,19 @@ impl Settings {
             RoutingMode::StaticRoutes => (&view.statics.routes, &view.statics.gateways),
         }
     }
+}
+
+/// The mode that a handover under way was begun in, as far as its marks tell.
+fn begun(ports: &[PortRow], placed: bool) -> Option<RoutingMode> {
+    let mut marked = ports
+        .iter()
+        .filter(|row| row.external_ids.contains_key(Mark::OWNER))
+        .peekable();
+    marked.peek()?;
+    if marked.any(is_counterpart) {
+        return Some(RoutingMode::StaticRoutes);
+    }
+    placed.then_some(RoutingMode::AddressSets)
 }
 
 // === impl Policy ===

@@ -23,7 +23,9 @@ use crate::api::{Moment, RoutingMode};
 use crate::cluster::{Cluster, Kind, Listener, VmObjects};
 use crate::metrics::Metrics;
 use crate::observe::{Ending, Inputs, Observation, observe, preflight};
-use crate::ovn::{Basis, Databases, Owners, Target, View, Writer, Written, shown};
+use crate::ovn::{
+    Basis, Databases, Mismatch, Owners, Target, View, Writer, Written, obstacle, shown,
+};
 use crate::policy::{Policy, Settings};
 use crate::routed::Alarms;
 
@@ -179,6 +181,10 @@ impl Owners for Cluster {
     fn knows(&self, vm: &VmName) -> bool {
         Cluster::knows(self, vm)
     }
+
+    fn chassis_of(&self, node: &str) -> Option<String> {
+        self.chassis_annotation(node)
+    }
 }
 
 // === impl Reconciler ===
@@ -310,10 +316,10 @@ impl Reconciler {
         records: &mut BTreeMap<String, Record>,
     ) -> (View, Vec<Case>) {
         let now = Moment::now();
-        let settings = self.settings(policy);
         let view = self
             .databases
             .view(vm, &plan::migrations(objects, records), &*self.cluster);
+        let settings = self.settings(policy).held_to(&view);
         let chassis_of = |node: &str| self.chassis_of(&view, node);
         let unsaved = self.unsaved().clone();
         plan::load(vm, objects, &view.ports, &unsaved, &chassis_of, records);
@@ -345,7 +351,7 @@ impl Reconciler {
             if before.status.phase.is_final() && !plan::reopens(&before, &seen, position == 0) {
                 continue;
             }
-            let decision = decide(&seen.observed);
+            let mut decision = decide(&seen.observed);
             if !plan::is_worth_it(&record, &decision) {
                 records.remove(record.uid());
                 continue;
@@ -353,6 +359,10 @@ impl Reconciler {
             if let Some(vmi) = &objects.vmi {
                 record.preflight(vmi, preflight(vmi), now);
                 record.status.policy = policy.map(|policy| policy.name().to_owned());
+            }
+            if let Some(obstacle) = obstacle_to(vm, &record, &decision, &view, settings.mode) {
+                seen.obstacle = Some(obstacle.to_string());
+                decision.write = None;
             }
             record.reflect(&decision, &seen, now);
             records.insert(record.uid().to_owned(), record.clone());
@@ -370,8 +380,7 @@ impl Reconciler {
     }
 
     fn chassis_of(&self, view: &View, node: &str) -> Option<handover::Chassis> {
-        let annotated = || view.chassis(&self.cluster.chassis_annotation(node)?);
-        view.chassis(node).or_else(annotated)
+        view.chassis_of(node, &*self.cluster)
     }
 
     /// Sees to it that the routes of a guest that no migration moves lead to where it is.
@@ -430,13 +439,9 @@ impl Reconciler {
         let migration = case.record.uid();
         let comment = format!("segue: {step} for migration {migration} of {vm}");
         let begin = Instant::now();
-        let static_routes = self.settings(policy).mode == RoutingMode::StaticRoutes;
-        let target = static_routes.then(|| counterpart(vm, case, view)).flatten();
-        let basis = Basis {
-            view,
-            static_routes,
-            target: target.as_ref(),
-        };
+        let mode = self.settings(policy).held_to(view).mode;
+        let target = counterpart(vm, &case.record, view, mode);
+        let basis = basis(view, mode, target.as_ref());
         let written = self.writer.write(write, basis, &comment).await;
         let took = begin.elapsed();
         self.metrics.wrote(step, &written, took);
@@ -493,15 +498,35 @@ fn takes_over(seen: &Observation) -> bool {
 }
 
 /// Where a VM whose network has a port for every pod gets its target's.
-fn counterpart(vm: &VmName, case: &Case, view: &View) -> Option<Target> {
-    let spec = &case.record.spec;
+fn counterpart(vm: &VmName, record: &Record, view: &View, mode: RoutingMode) -> Option<Target> {
+    let spec = Some(&record.spec).filter(|_| mode == RoutingMode::StaticRoutes)?;
     let (source, target) = (spec.source.as_ref()?, spec.target.as_ref()?);
     let pod = |place: &crate::api::Place| place.pod.clone().unwrap_or_default();
     Some(Target {
         vm: vm.clone(),
         pods: (pod(source), pod(target)),
-        switch: view.switch_for(&target.node)?,
+        switch: view.statics.switch_for(target.chassis.as_deref()?)?,
     })
+}
+
+fn basis<'a>(view: &'a View, mode: RoutingMode, target: Option<&'a Target>) -> Basis<'a> {
+    Basis {
+        view,
+        static_routes: mode == RoutingMode::StaticRoutes,
+        target,
+    }
+}
+
+/// Why a decision is not to be carried out.
+fn obstacle_to(
+    vm: &VmName,
+    record: &Record,
+    decision: &Decision,
+    view: &View,
+    mode: RoutingMode,
+) -> Option<Mismatch> {
+    let target = counterpart(vm, record, view, mode);
+    obstacle(decision.write.as_ref()?, basis(view, mode, target.as_ref()))
 }
 
 fn summary(cases: &[Case]) -> Again {

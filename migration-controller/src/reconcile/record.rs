@@ -286,6 +286,7 @@ impl Record {
                 );
                 ("DamagedMark", message)
             })
+            .or_else(|| Some(("PortsCannotMove", seen.obstacle.clone()?)))
             .or_else(|| match &decision.waiting {
                 Some(Waiting::ForeignRequest { .. }) => Some(("ForeignRequest", message.clone())),
                 _ if phase == Phase::Failed => Some(("Failed", message)),

@@ -228,14 +228,6 @@ impl Topology {
         self.switches.keys().find(on).copied()
     }
 
-    /// The routed switch of a node.
-    pub(crate) fn switch_for(&self, node: &str) -> Option<Uuid> {
-        let mut switches = self.switches.iter();
-        switches
-            .find(|(_, switch)| switch.node == node)
-            .map(|(uuid, _)| *uuid)
-    }
-
     /// The families that some gateway has a next hop of.
     pub(crate) fn families(&self) -> BTreeSet<Family> {
         let hops = self.gateways.values();

@@ -1,6 +1,7 @@
 //! The routed topology against rows, and segue's rows of it against a real server.
 
 mod news;
+mod pairs;
 mod places;
 mod rows;
 mod statics;

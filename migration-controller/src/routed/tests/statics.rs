@@ -1,16 +1,19 @@
 //! Static routes that others own, in networks with a port for every pod.
 
 use handover::{Epoch, Expected, Mark, MigrationUid, Original, PortConfig, PortName, PortWrite};
+use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::api::RoutingMode;
 use crate::ovn::{Basis, LogicalSwitch, LogicalSwitchPort, PortRow, Target, read_config, shown};
+use crate::policy::Settings;
 
-const BEFORE: &str = "tenant_virt-launcher-w0-a";
-const AFTER: &str = "tenant_virt-launcher-w0-b";
+pub(super) const BEFORE: &str = "tenant_virt-launcher-w0-a";
+pub(super) const AFTER: &str = "tenant_virt-launcher-w0-b";
 
 /// A guest's port on the switch of node `sw-c1`, in a port group, with the route to it.
-async fn lab(ids: &[(&'static str, &'static str)]) -> Lab {
-    let mut plan = Plan::cluster(&DUAL[..2]);
+pub(super) async fn lab(ids: &[(&'static str, &'static str)]) -> Lab {
+    let mut plan = Plan::cluster(DUAL);
     let ids = ids
         .iter()
         .copied()
@@ -24,7 +27,11 @@ async fn lab(ids: &[(&'static str, &'static str)]) -> Lab {
     plan.port("sw-c1", row);
     let lab = Lab::start(plan).await;
     let mut tx = Transaction::new();
-    for (chassis, ip) in [("c1", "192.0.2.1"), ("c2", "192.0.2.2")] {
+    for (chassis, ip) in [
+        ("c1", "192.0.2.1"),
+        ("c2", "192.0.2.2"),
+        ("c3", "192.0.2.3"),
+    ] {
         let encap = Row::new()
             .set("type", "geneve")
             .set("ip", ip)
@@ -39,7 +46,7 @@ async fn lab(ids: &[(&'static str, &'static str)]) -> Lab {
     lab.southbound.transact("OVN_Southbound", tx).await.unwrap();
     let [_, (_, sb)] = lab.databases.replicas();
     let mut changed = sb.changed();
-    while lab.view("w0").chassis("c2").is_none() {
+    while lab.view("w0").chassis_of("c2", &Everybody).is_none() {
         soon(changed.changed()).await.unwrap();
     }
     let port = lab.port(BEFORE).unwrap().0;
@@ -61,13 +68,13 @@ async fn lab(ids: &[(&'static str, &'static str)]) -> Lab {
 }
 
 impl Lab {
-    fn port(&self, name: &str) -> Option<(uuid::Uuid, Arc<LogicalSwitchPort>)> {
+    pub(super) fn port(&self, name: &str) -> Option<(uuid::Uuid, Arc<LogicalSwitchPort>)> {
         let rows = self.nb().rows::<LogicalSwitchPort>();
         rows.into_iter().find(|(_, row)| row.name == name)
     }
 
     /// Names of the ports on a switch, less those of routers.
-    fn on_switch(&self, switch: &str) -> Vec<String> {
+    pub(super) fn on_switch(&self, switch: &str) -> Vec<String> {
         let nb = self.nb();
         let rows = nb.rows::<LogicalSwitch>();
         let found = rows.iter().find(|(_, row)| row.name == switch).unwrap();
@@ -78,7 +85,7 @@ impl Lab {
     }
 
     /// Names of the ports in the port group.
-    async fn group(&self) -> BTreeSet<String> {
+    pub(super) async fn group(&self) -> BTreeSet<String> {
         #[derive(serde::Deserialize)]
         struct Group {
             ports: BTreeSet<uuid::Uuid>,
@@ -93,7 +100,7 @@ impl Lab {
         ports.map(|port| port.name.clone()).collect()
     }
 
-    fn output_port(&self) -> Option<String> {
+    pub(super) fn output_port(&self) -> Option<String> {
         let rows = self.nb().rows::<crate::ovn::LogicalRouterStaticRoute>();
         rows.first().and_then(|(_, row)| row.output_port.clone())
     }
@@ -124,11 +131,7 @@ impl Lab {
             routes: routes.collect(),
             raise_nb_cfg_from: None,
         };
-        let target = Target {
-            vm: VmName::new("tenant", "w0"),
-            pods: ("virt-launcher-w0-a".into(), "virt-launcher-w0-b".into()),
-            switch: view.switch_for("sw-c2").unwrap(),
-        };
+        let target = target(view, config.mark.as_ref().unwrap_or(&mark()));
         let basis = Basis {
             view,
             static_routes: true,
@@ -142,6 +145,19 @@ impl Lab {
         let written = self.make(&self.view("w0"), config, None).await;
         assert_eq!(written, Written::Committed);
         assert_eq!(read_config(&self.seen()).as_ref(), Ok(config));
+    }
+}
+
+/// Where the counterpart for a mark's target is to be: each chassis has a pod of its own.
+pub(super) fn target(view: &View, mark: &Mark) -> Target {
+    let pod = |chassis: &str| {
+        let letter = BTreeMap::from([("c1", "a"), ("c2", "b"), ("c3", "c")])[chassis];
+        format!("virt-launcher-w0-{letter}")
+    };
+    Target {
+        vm: VmName::new("tenant", "w0"),
+        pods: (pod(&mark.source), pod(&mark.target)),
+        switch: view.statics.switch_for(&mark.target).unwrap(),
     }
 }
 
@@ -180,7 +196,7 @@ async fn the_targets_port_is_a_copy_and_stays_alone_after_a_success() {
     assert_eq!(target.addresses, before.addresses);
     assert_eq!(target.options["requested-chassis"], "c1,c2");
     assert_eq!(target.options["activation-strategy"], "rarp");
-    assert_eq!(target.options["iface-id-ver"], "7");
+    assert!(!target.options.contains_key("iface-id-ver"), "of a pod");
     assert_eq!(target.external_ids["foreign"], "x");
     assert_eq!(lab.group().await, texts(&[BEFORE, AFTER]));
 
@@ -192,7 +208,7 @@ async fn the_targets_port_is_a_copy_and_stays_alone_after_a_success() {
     assert!(lab.on_switch("sw-c1").is_empty());
     lab.made(&PortConfig::default()).await;
     let target = lab.port(AFTER).unwrap().1;
-    assert_eq!(target.options, before.options);
+    assert!(target.options.is_empty(), "{target:?}");
     assert_eq!(target.external_ids, before.external_ids);
     assert_eq!(lab.group().await, texts(&[AFTER]));
 }
@@ -215,6 +231,7 @@ async fn a_port_that_the_networks_owner_made_is_taken_and_left() {
     let mut tx = Transaction::new();
     let row = Row::new()
         .set("name", AFTER)
+        .set("addresses", "0a:00:00:00:00:01 10.20.1.10")
         .set("external_ids", Datum::map([("pod", "true")]));
     let port = tx.insert("Logical_Switch_Port", row);
     let switch = Condition::eq("name", "sw-c2");
@@ -358,4 +375,202 @@ async fn a_node_without_a_switch_of_its_own_shares_the_port() {
     assert_eq!(written, Written::Committed);
     let row = lab.port(BEFORE).unwrap().1;
     assert_eq!(row.options["requested-chassis"], "c1,c2");
+}
+
+/// Somebody puts a port on a switch.
+async fn put(lab: &Lab, switch: &str, row: Row) {
+    let mut tx = Transaction::new();
+    let port = tx.insert("Logical_Switch_Port", row);
+    let switch = Condition::eq("name", switch);
+    tx.mutate("Logical_Switch", switch, [Mutation::insert("ports", port)]);
+    lab.meddle(tx).await;
+}
+
+/// Somebody adds a route to the cluster router.
+async fn route(lab: &Lab, prefix: &str, output_port: &[&str]) {
+    let mut tx = Transaction::new();
+    let row = Row::new()
+        .set("ip_prefix", prefix)
+        .set("nexthop", "10.20.1.10")
+        .set("output_port", Datum::set(output_port.iter().copied()));
+    let row = tx.insert("Logical_Router_Static_Route", row);
+    let router = Condition::eq("name", "cluster");
+    let add = [Mutation::insert("static_routes", row)];
+    tx.mutate("Logical_Router", router, add);
+    lab.meddle(tx).await;
+}
+
+async fn fails_saying(lab: &Lab, told: &[&str]) {
+    let before = lab.port(BEFORE).unwrap().1;
+    let written = lab.make(&lab.view("w0"), &armed(), None).await;
+    let Written::Failed(why) = written else {
+        panic!("{written:?}");
+    };
+    assert!(told.iter().all(|told| why.contains(told)), "{why}");
+    assert_eq!(lab.port(BEFORE).unwrap().1, before);
+}
+
+#[tokio::test]
+async fn a_port_that_is_only_called_like_the_targets_is_left_alone() {
+    let same = "0a:00:00:00:00:01 10.20.1.10";
+    let cases = [
+        ("sw-c3", same, &[][..], "switch"),
+        ("sw-c2", "0a:00:00:00:00:01 10.20.1.11", &[], "addresses"),
+        ("sw-c2", same, &[("segue.io/vm", "gone/w9")], "another VM"),
+        (
+            "sw-c2",
+            same,
+            &[("segue.io/source-port", "x")],
+            "another VM",
+        ),
+    ];
+    for (switch, addresses, ids, why) in cases {
+        let lab = lab(&[]).await;
+        let row = Row::new()
+            .set("name", AFTER)
+            .set("addresses", addresses)
+            .set("external_ids", Datum::map(ids.iter().copied()));
+        put(&lab, switch, row).await;
+        let left = lab.port(AFTER).unwrap().1;
+        fails_saying(&lab, &[BEFORE, AFTER, why]).await;
+        assert_eq!(lab.port(AFTER).unwrap().1, left);
+    }
+}
+
+#[tokio::test]
+async fn a_port_stays_whose_routes_cannot_follow() {
+    let doubled = lab(&[]).await;
+    route(&doubled, "10.20.1.10/32", &["cluster-sw-c1"]).await;
+    fails_saying(&doubled, &[BEFORE, "10.20.1.10"]).await;
+    assert!(doubled.on_switch("sw-c2").is_empty());
+
+    let disputed = lab(&[]).await;
+    let row = Row::new()
+        .set("name", "theirs")
+        .set("addresses", "0a:00:00:00:00:09 10.20.1.10")
+        .set("external_ids", Datum::map([("segue.io/vm", "other/w0")]));
+    put(&disputed, "sw-c2", row).await;
+    assert!(disputed.view("w0").statics.routes.is_empty());
+    fails_saying(&disputed, &[BEFORE, "10.20.1.10"]).await;
+}
+
+#[tokio::test]
+async fn a_route_leads_only_to_where_the_vm_has_a_port_with_the_address() {
+    let lab = lab(&[]).await;
+    assert_eq!(lab.view("w0").statics.gateways, texts(&["c1"]));
+    let row = Row::new()
+        .set("name", AFTER)
+        .set("external_ids", Datum::map([("segue.io/vm", "tenant/w0")]));
+    put(&lab, "sw-c2", row).await;
+    assert_eq!(lab.view("w0").statics.gateways, texts(&["c1"]));
+    let has = Row::new().set("addresses", "0a:00:00:00:00:01 10.20.1.10");
+    let mut tx = Transaction::new();
+    tx.update("Logical_Switch_Port", Condition::eq("name", AFTER), has);
+    lab.meddle(tx).await;
+    assert_eq!(lab.view("w0").statics.gateways, texts(&["c1", "c2"]));
+}
+
+#[tokio::test]
+async fn a_route_that_leads_elsewhere_is_not_taken_over() {
+    for elsewhere in [&[][..], &["cluster-join"]] {
+        let lab = lab(&[]).await;
+        let port = Row::new().set("output_port", Datum::set(elsewhere.iter().copied()));
+        let mut tx = Transaction::new();
+        let all = Condition::eq("ip_prefix", "10.20.1.10");
+        tx.update("Logical_Router_Static_Route", all, port);
+        lab.meddle(tx).await;
+        assert!(lab.view("w0").statics.routes.is_empty(), "{elsewhere:?}");
+        lab.made(&armed()).await;
+    }
+}
+
+/// A node that is called otherwise than its chassis, which it names.
+struct Annotated;
+
+impl Owners for Annotated {
+    fn knows(&self, _: &VmName) -> bool {
+        true
+    }
+
+    fn chassis_of(&self, node: &str) -> Option<String> {
+        (node == "n2").then(|| "c2".to_owned())
+    }
+}
+
+#[tokio::test]
+async fn a_nodes_switch_is_its_chassis_however_the_chassis_is_known() {
+    let lab = lab(&[]).await;
+    let ids = Row::new().set("external_ids", Datum::map([("segue.io/node", "n2")]));
+    let mut tx = Transaction::new();
+    tx.update("Logical_Switch", Condition::eq("name", "sw-c2"), ids);
+    lab.meddle(tx).await;
+    let vm = VmName::new("tenant", "w0");
+    assert_eq!(lab.view("w0").statics.switch_for("c2"), None);
+    let view = lab.databases.view(&vm, &BTreeSet::new(), &Annotated);
+    assert!(view.statics.switch_for("c2").is_some());
+}
+
+#[tokio::test]
+async fn a_handover_under_way_keeps_its_mode() {
+    let lab = lab(&[]).await;
+    let asked = |mode| Settings {
+        deadlines: handover::Deadlines::default(),
+        mode,
+        flip: handover::FlipPolicy::default(),
+    };
+    let held = |mode| asked(mode).held_to(&lab.view("w0")).mode;
+    let modes = [RoutingMode::AddressSets, RoutingMode::StaticRoutes];
+    assert_eq!(modes.map(held), modes);
+    lab.made(&armed()).await;
+    assert_eq!(modes.map(held), [RoutingMode::StaticRoutes; 2]);
+    lab.made(&asking("c2", None)).await;
+    assert_eq!(modes.map(held), [RoutingMode::StaticRoutes; 2]);
+    lab.made(&PortConfig::default()).await;
+    assert_eq!(modes.map(held), modes);
+
+    // Two chassis have the port, and a place set its address.
+    let mut changed = lab.databases.replicas()[0].1.changed();
+    assert!(soon(lab.keeper.keep_once()).await);
+    while lab.view("w0").places.gateways.is_empty() {
+        soon(changed.changed()).await.unwrap();
+    }
+    assert_eq!(
+        lab.flip(&lab.view("w0"), Some("c2")).await,
+        Written::Committed
+    );
+    let ids = Datum::map([(Mark::OWNER, "segue")]);
+    let port = Condition::eq("name", AFTER);
+    let marked = [Mutation::insert("external_ids", ids)];
+    lab.meddle(on("Logical_Switch_Port", port, marked)).await;
+    assert_eq!(modes.map(held), [RoutingMode::AddressSets; 2]);
+}
+
+/// Remembers which VMs had news.
+struct Ears(tokio::sync::mpsc::UnboundedSender<VmName>);
+
+impl Listener for Ears {
+    fn vms_changed(&self, vms: BTreeSet<VmName>) {
+        for vm in vms {
+            self.0.send(vm).unwrap();
+        }
+    }
+    fn world_changed(&self) {}
+    fn everything_changed(&self) {}
+    fn layout_changed(&self) {}
+    fn addresses_left(&self) {}
+    fn malformed(&self, _: Kind) {}
+}
+
+#[tokio::test]
+async fn a_changed_route_is_the_news_of_whoever_has_the_address() {
+    let lab = lab(&[]).await;
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (ears, stop) = (Ears(tell), CancellationToken::new());
+    let follow = lab.databases.follow_northbound(&ears, &Everybody, &stop);
+    let listen = async {
+        route(&lab, "10.20.1.10/32", &["cluster-sw-c2"]).await;
+        assert_eq!(soon(told.recv()).await, Some(VmName::new("tenant", "w0")));
+        stop.cancel();
+    };
+    tokio::join!(follow, listen);
 }
