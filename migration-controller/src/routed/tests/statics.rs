@@ -530,7 +530,7 @@ async fn a_handover_under_way_keeps_its_mode() {
 
     // Two chassis have the port, and a place set its address.
     let mut changed = lab.databases.replicas()[0].1.changed();
-    assert!(soon(lab.keeper.keep_once()).await);
+    assert!(soon(lab.keeper.keep_once(Instant::now())).await);
     while lab.view("w0").places.gateways.is_empty() {
         soon(changed.changed()).await.unwrap();
     }
@@ -555,6 +555,7 @@ impl Listener for Ears {
         }
     }
     fn world_changed(&self) {}
+    fn nodes_changed(&self) {}
     fn everything_changed(&self) {}
     fn layout_changed(&self) {}
     fn addresses_left(&self) {}
