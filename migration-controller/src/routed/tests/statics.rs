@@ -305,7 +305,6 @@ async fn a_route_is_led_elsewhere_in_place_together_with_the_ports_or_not_at_all
 #[tokio::test]
 async fn a_source_port_that_its_owner_removed_holds_nothing_up() {
     let lab = lab(&[]).await;
-    let before = lab.port(BEFORE).unwrap().1;
     lab.made(&armed()).await;
     let gone = Datum::set([lab.port(BEFORE).unwrap().0]);
     let switch = Condition::eq("name", "sw-c1");
@@ -320,7 +319,7 @@ async fn a_source_port_that_its_owner_removed_holds_nothing_up() {
         "c2"
     );
     lab.made(&PortConfig::default()).await;
-    assert_eq!(lab.port(AFTER).unwrap().1.options, before.options);
+    assert!(lab.port(AFTER).unwrap().1.options.is_empty());
 }
 
 #[tokio::test]
