@@ -195,8 +195,10 @@ async fn run_all(
     let mut failed = Vec::new();
     for scenario in scenarios {
         progress.step(&format!("Scenario {}", scenario.name));
-        let report = runner.run(scenario, progress).await;
-        let path = write_report(&args.out, &report, scenarios.len() > 1)?;
+        let path = report_path(&args.out, &scenario.name, scenarios.len() > 1);
+        let beside = path.parent().unwrap_or(&args.out);
+        let report = runner.run(scenario, beside, progress).await;
+        write_report(&path, &report)?;
         show(&report)?;
         println!("{}\n", path.display());
         if !report.passed {

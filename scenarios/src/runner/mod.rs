@@ -6,6 +6,7 @@
 mod checks;
 mod dropping;
 mod environment;
+mod evidence;
 mod feeders;
 mod flows;
 mod forbidden;
@@ -58,6 +59,9 @@ pub struct Runner<'a> {
     /// Addresses of VMs that had a place; none may have one in the end.
     placed: BTreeSet<IpAddr>,
 }
+
+/// Where what explains a failure goes: to a directory of this name beside the report.
+const EVIDENCE: &str = "evidence";
 
 /// What a scenario's steps work with.
 struct Bench<'a> {
@@ -123,8 +127,14 @@ impl<'a> Runner<'a> {
     }
 
     /// Runs one scenario. The report is there even if something broke on the way: then the last
-    /// check says what.
-    pub async fn run(&mut self, scenario: &Scenario, progress: &dyn Progress) -> Report {
+    /// check says what. Where a check fails, what the hosts say then goes to a directory below `out`,
+    /// where the report belongs.
+    pub async fn run(
+        &mut self,
+        scenario: &Scenario,
+        out: &Path,
+        progress: &dyn Progress,
+    ) -> Report {
         let mut report = Report {
             schema: report::SCHEMA.to_owned(),
             scenario: scenario.name.clone(),
@@ -134,7 +144,9 @@ impl<'a> Runner<'a> {
             measurements: Vec::new(),
             checks: Vec::new(),
         };
-        if let Err(error) = self.run_into(scenario, &mut report, progress).await {
+        let evidence = out.join(EVIDENCE);
+        let ran = self.run_into(scenario, &mut report, &evidence, progress);
+        if let Err(error) = ran.await {
             report.checks.push(Check {
                 what: "the scenario comes to its end".to_owned(),
                 failure: Some(format!("{error:#}")),
@@ -149,13 +161,18 @@ impl<'a> Runner<'a> {
         &mut self,
         scenario: &Scenario,
         report: &mut Report,
+        evidence: &Path,
         progress: &dyn Progress,
     ) -> Result<()> {
         self.networks.prepare(scenario).await?;
         let mut surroundings = Surroundings::new();
+        let mut vms = Vec::new();
         let ended = self
-            .play(scenario, &mut surroundings, report, progress)
+            .play(scenario, &mut vms, &mut surroundings, report, progress)
             .await;
+        if ended.is_err() || !report.checks.iter().all(Check::held) {
+            self.gather(&vms, evidence, progress).await;
+        }
         let placed = surroundings.placed();
         let mut checks = Checks(surroundings.take_down(&self.networks).await);
         self.placed.extend(placed);
@@ -174,12 +191,13 @@ impl<'a> Runner<'a> {
     async fn play<'s>(
         &'s self,
         scenario: &'s Scenario,
+        vms: &mut Vec<RunningVm>,
         surroundings: &mut Surroundings<'s>,
         report: &mut Report,
         progress: &dyn Progress,
     ) -> Result<()> {
         policies::apply(self.cluster.client(), &scenario.policies).await?;
-        let mut vms = self.boot(scenario, progress).await?;
+        self.boot(scenario, vms, progress).await?;
         let bench = Bench {
             lab: self.lab,
             cluster: &self.cluster,
@@ -189,15 +207,19 @@ impl<'a> Runner<'a> {
             scenario,
             migrations: &self.migrations,
         };
-        surroundings.set_up(&bench, &mut vms).await?;
+        surroundings.set_up(&bench, vms).await?;
         for step in &scenario.steps {
-            take(&bench, &vms, step, report, progress).await?;
+            take(&bench, vms, step, report, progress).await?;
         }
         Ok(())
     }
 
-    async fn boot(&self, scenario: &Scenario, progress: &dyn Progress) -> Result<Vec<RunningVm>> {
-        let mut vms = Vec::new();
+    async fn boot(
+        &self,
+        scenario: &Scenario,
+        vms: &mut Vec<RunningVm>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
         for (host, spec) in (networks::FIRST_HOST..).zip(&scenario.vms) {
             progress.step(&format!("Booting {} on {}", spec.key(), spec.node));
             let vm = RunningVm::start(
@@ -211,7 +233,21 @@ impl<'a> Runner<'a> {
             );
             vms.push(vm.await?);
         }
-        Ok(vms)
+        Ok(())
+    }
+
+    /// Keeps what explains a failure, as far as it can be had: the failure is what is reported.
+    async fn gather(&self, vms: &[RunningVm], dir: &Path, progress: &dyn Progress) {
+        progress.step("A check failed: asking every host why");
+        let hypervisor = &self.cluster.hypervisor;
+        let guests: Vec<_> = vms
+            .iter()
+            .filter_map(|vm| hypervisor.guest(&vm.domain))
+            .collect();
+        match evidence::gather(self.lab, vms, &guests, dir).await {
+            Ok(dir) => progress.step(&format!("What they say is in {}", dir.display())),
+            Err(error) => progress.step(&format!("What they say could not be kept: {error:#}")),
+        }
     }
 
     /// Ends the cluster; the lab stays.
@@ -286,14 +322,12 @@ pub fn report_path(out: &Path, scenario: &str, one_of_many: bool) -> PathBuf {
     dir.join("report.json")
 }
 
-/// Writes a report where it belongs and returns its path.
-pub fn write_report(out: &Path, report: &Report, one_of_many: bool) -> Result<PathBuf> {
-    let path = report_path(out, &report.scenario, one_of_many);
+/// Writes a report to its [path](report_path).
+pub fn write_report(path: &Path, report: &Report) -> Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     }
     let mut json = serde_json::to_string_pretty(report).context("the report")?;
     json.push('\n');
-    fs::write(&path, json).with_context(|| path.display().to_string())?;
-    Ok(path)
+    fs::write(path, json).with_context(|| path.display().to_string())
 }
