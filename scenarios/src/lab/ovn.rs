@@ -94,7 +94,15 @@ pub(super) async fn connect_underlay(central: &Host, nodes: &[&Host]) -> Result<
                 format!("link set {port} master {UNDERLAY_BRIDGE} up"),
             ])
             .await?;
-        node.netns().ip(&["link set lo up".to_owned(), format!("link set {UPLINK} up")]).await?;
+        node.netns()
+            .ip(&[
+                "link set lo up".to_owned(),
+                // The switch takes a copy of each frame off the uplink, and the kernel sees it all the same. It would
+                // answer ARP for the address of PHYSICAL_BRIDGE there as well (net.ipv4.conf.*.arp_ignore, 0), with the
+                // uplink's Ethernet address. A switch that believes that answer tunnels to where nobody listens.
+                format!("link set {UPLINK} arp off up"),
+            ])
+            .await?;
         checksum_in_software(central, port).await?;
         checksum_in_software(node, UPLINK).await
     }))
