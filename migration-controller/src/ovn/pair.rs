@@ -259,8 +259,11 @@ impl Pair {
                 change_row(source, mark_alone(source, config), tx);
                 let ours = target.external_ids.contains_key(CREATED);
                 let requested = target.options.get(REQUESTED_CHASSIS).cloned();
-                let wanted = config.mark.as_ref().map(|mark| mark.target.clone());
-                let requested = if ours { wanted } else { requested };
+                let requested = if ours {
+                    config.requested_chassis.clone()
+                } else {
+                    requested
+                };
                 let config = PortConfig {
                     requested_chassis: requested,
                     ..config.clone()

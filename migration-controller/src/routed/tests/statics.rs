@@ -203,6 +203,9 @@ async fn the_targets_port_is_a_copy_and_stays_alone_after_a_success() {
     let mut waiting = armed();
     waiting.mark.as_mut().unwrap().barrier = Some(5);
     lab.made(&waiting).await;
+    let target = lab.port(AFTER).unwrap().1;
+    assert_eq!(target.options["requested-chassis"], "c1,c2", "stays shut");
+    assert_eq!(target.external_ids["segue.io/barrier"], "5");
 
     lab.made(&asking("c2", None)).await;
     assert!(lab.on_switch("sw-c1").is_empty());
