@@ -93,7 +93,10 @@ impl AtomicType {
             | (Self::Boolean, atom @ Atom::Boolean(_))
             | (Self::String, atom @ Atom::String(_))
             | (Self::Uuid, atom @ Atom::Uuid(_)) => Ok(atom),
-            #[allow(clippy::cast_precision_loss)]
+            #[allow(
+                clippy::cast_precision_loss,
+                reason = "a real has no more digits than an f64"
+            )]
             (Self::Real, Atom::Integer(value)) => Ok(Atom::Real(value as f64)),
             (expected, atom) => Err(format!("{atom:?} where the schema has {expected:?}")),
         }

@@ -82,7 +82,10 @@ impl<'de> Visitor<'de> for ValueVisitor {
 
     fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
         // A real may be printed without a fraction; beyond i64 it cannot be an integer.
-        #[allow(clippy::cast_precision_loss)]
+        #[allow(
+            clippy::cast_precision_loss,
+            reason = "a real has no more digits than an f64"
+        )]
         let atom = i64::try_from(value).map_or(Atom::Real(value as f64), Atom::Integer);
         Ok(Value::Atom(atom))
     }

@@ -519,7 +519,7 @@ async fn a_failed_operation_is_named() {
 async fn a_row_that_does_not_fit_its_struct_names_the_column() {
     #[derive(Debug, serde::Deserialize)]
     struct Wrong {
-        #[allow(dead_code)]
+        #[allow(dead_code, reason = "it never gets as far as being read")]
         note: String,
     }
     let server = Server::start();
