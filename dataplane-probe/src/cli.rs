@@ -124,6 +124,10 @@ pub(crate) struct Output {
     /// Write every event as a line of JSON
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
+    /// Write when every packet was sent and when each copy of it arrived, as CSV; of a run longer than 65536 packets the
+    /// newest
+    #[arg(long, value_name = "FILE")]
+    pub(crate) packets: Option<PathBuf>,
     /// No progress
     #[arg(long, short)]
     pub(crate) quiet: bool,
@@ -213,6 +217,7 @@ impl RunArguments {
             max_late_reflector: Duration::from_millis(self.limits.max_late_reflector_ms),
             realtime: !self.no_realtime,
             events: self.output.events.clone(),
+            log: self.output.packets.is_some(),
             ..Config::new(self.target)
         })
     }

@@ -170,6 +170,15 @@ fn write_outputs(output: &Output, outcome: &Outcome) -> Result<()> {
             .and_then(|()| file.flush())
             .with_context(name)?;
     }
+    // Without a log there is a warning that says why.
+    if let Some((path, packets)) = output.packets.as_ref().zip(outcome.packets.as_ref()) {
+        let name = || format!("cannot write {}", path.display());
+        let mut file = BufWriter::new(File::create(path).with_context(name)?);
+        packets
+            .write_csv(&mut file)
+            .and_then(|()| file.flush())
+            .with_context(name)?;
+    }
     Ok(())
 }
 
@@ -205,6 +214,20 @@ async fn watch(arguments: WatchArguments) -> Result<ExitCode> {
 
 fn watch_until(
     mut watcher: Watcher,
+    timeout: Option<Duration>,
+    until_first: bool,
+    show: &dyn Fn(&watch::Event) -> io::Result<String>,
+) -> Result<ExitCode> {
+    let code = watch_on(&mut watcher, timeout, until_first, show)?;
+    let dropped = watcher.dropped()?;
+    if dropped > 0 {
+        eprintln!("warning: {dropped} frames came faster than they could be told of");
+    }
+    Ok(code)
+}
+
+fn watch_on(
+    watcher: &mut Watcher,
     timeout: Option<Duration>,
     until_first: bool,
     show: &dyn Fn(&watch::Event) -> io::Result<String>,

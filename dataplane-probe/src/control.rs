@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gaps::Interval;
 use crate::ledger::Summary;
+use crate::packets::RemoteLog;
 
 /// The longest request a reflector reads.
 pub const MAX_REQUEST: u64 = 4 << 10;
@@ -27,6 +28,9 @@ pub enum Request {
         period_ns: u64,
         /// UDP payload of the reflector's packets.
         packet_bytes: usize,
+        /// Keep a [log](crate::packets) of every packet.
+        #[serde(default)]
+        log: bool,
     },
     /// Call the client instead of being called: greet it from the reflector's own UDP port, and open the stream, once.
     Call {
@@ -50,6 +54,11 @@ pub enum Request {
         session: u64,
         /// How many packets the client sent, so that a lost tail is counted.
         to_vm_sent: u64,
+    },
+    /// Tell of every packet, once the session has finished.
+    Log {
+        /// Which.
+        session: u64,
     },
     /// Forget the session.
     Close {
@@ -75,6 +84,8 @@ pub enum Response {
     Done,
     /// What was sent and received.
     Finished(Box<Finished>),
+    /// Every packet that is kept; empty if the session was opened without a log.
+    Log(RemoteLog),
     /// Refused, and why.
     Refused {
         /// A sentence.

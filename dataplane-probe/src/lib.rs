@@ -12,6 +12,7 @@ pub mod control;
 pub mod gaps;
 pub mod ledger;
 pub mod pace;
+pub mod packets;
 pub mod reflect;
 pub mod remote;
 pub mod report;

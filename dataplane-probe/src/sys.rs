@@ -208,6 +208,31 @@ pub(crate) fn observe_receives(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_flag(socket, libc::SO_RXQ_OVFL)
 }
 
+/// How many frames that passed its filter a packet socket has dropped for lack of buffer space since this was last
+/// asked: `PACKET_STATISTICS`, packet(7).
+pub(crate) fn packet_drops(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut statistics = libc::tpacket_stats {
+        tp_packets: 0,
+        tp_drops: 0,
+    };
+    let mut size = length(size_of::<libc::tpacket_stats>());
+    // SAFETY: `statistics` has room for `size` bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            (&raw mut statistics).cast(),
+            &raw mut size,
+        )
+    };
+    if result == 0 {
+        Ok(statistics.tp_drops)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Asks for a receive buffer of `bytes`: beyond `net.core.rmem_max` with `CAP_NET_ADMIN`, otherwise up to it.
 pub(crate) fn set_receive_buffer(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
     let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);

@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex};
 use socket2::SockAddr;
 
 use super::{IDLE, MAX_SESSIONS, lock};
-use crate::clock::{MILLISECOND, monotonic_ns, nanos};
+use crate::clock::{MICROSECOND, MILLISECOND, monotonic_ns, nanos};
 use crate::control::{Attempts, Connections, Finished};
 use crate::gaps::Arrivals;
 use crate::ledger::{Arrival, Ledger};
 use crate::pace::{LatenessLog, Schedule, micros_u32};
+use crate::packets::{Newest, RemoteLog};
 use crate::sys;
 use crate::wire::{Body, Data, MAX_PACKET, MIN_PACKET, Packet, Received};
 
@@ -45,6 +46,15 @@ pub(super) struct Sessions {
     generation: AtomicU64,
 }
 
+/// What a client asks a session to be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) id: u64,
+    pub(super) period_ns: u64,
+    pub(super) packet_bytes: usize,
+    pub(super) log: bool,
+}
+
 /// One session.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -72,6 +82,15 @@ struct State {
     stream_retransmits: Option<u64>,
     /// Whom it calls, if it does.
     call: Option<Call>,
+    /// Every packet, if the client wants to know.
+    log: Option<Log>,
+}
+
+/// Sequence numbers and times, on this machine's clock.
+#[derive(Debug, Default)]
+struct Log {
+    arrivals: Newest<(u64, u64)>,
+    sent: Newest<(u64, u64)>,
 }
 
 /// What the machine itself opens.
@@ -144,12 +163,16 @@ impl Sessions {
     /// Begins a session; again if it exists with the same parameters, so that the request can be repeated.
     pub(super) fn open(
         &self,
-        id: u64,
-        period_ns: u64,
-        packet_bytes: usize,
+        wanted: Wanted,
         source: IpAddr,
         sockets: &Sockets,
     ) -> Result<(), String> {
+        let Wanted {
+            id,
+            period_ns,
+            packet_bytes,
+            log,
+        } = wanted;
         if !(MIN_PERIOD_NS..=MAX_PERIOD_NS).contains(&period_ns) {
             return Err(format!(
                 "a period of {period_ns} ns is not between 50 µs and 10 s"
@@ -175,7 +198,7 @@ impl Sessions {
             ));
         }
         tracing::info!(session = %format_args!("{id:016x}"), %source, period_ns, packet_bytes, "session opened");
-        let state = Mutex::new(State::new(period_ns));
+        let state = Mutex::new(State::new(period_ns, log));
         sessions.insert(
             id,
             Arc::new(Session {
@@ -284,12 +307,24 @@ impl Session {
                 .last_ns()
                 .map_or(0, |last| now_ns.saturating_sub(last)),
             first_new_age_ns: state.first_new_ns.map(|first| now_ns.saturating_sub(first)),
-            inner_gap_ns: u64::from(received.inner_gap_us) * crate::clock::MICROSECOND,
+            inner_gap_ns: u64::from(received.inner_gap_us) * MICROSECOND,
             gaps: longest.kept(),
             unlogged_gap_ns: longest.unkept_bound_ns(),
             stream_retransmits: state.stream_retransmits,
             connections: state.call.as_ref().and_then(|call| call.attempts.clone()),
         }
+    }
+
+    /// Every packet that is kept.
+    pub(super) fn log(&self) -> RemoteLog {
+        let mut state = lock(&self.state);
+        state.touched_ns = monotonic_ns();
+        let log = state.log.as_ref();
+        log.map_or_else(RemoteLog::default, |log| RemoteLog {
+            arrivals: log.arrivals.iter().copied().collect(),
+            sent: log.sent.iter().copied().collect(),
+            forgotten: log.arrivals.forgotten + log.sent.forgotten,
+        })
     }
 
     /// Begins to call: greets `to`. True if the stream is still to be dialled, which is then taken for done.
@@ -437,10 +472,15 @@ impl State {
             late_us,
         };
         sender.sent += 1;
+        if let Some(log) = &mut self.log {
+            // As the client will read it from the packet.
+            let sent_ns = due_ns + u64::from(late_us) * MICROSECOND;
+            log.sent.push((data.sequence, sent_ns));
+        }
         Some((data, self.take_received(now_ns), peer))
     }
 
-    fn new(period_ns: u64) -> Self {
+    fn new(period_ns: u64, log: bool) -> Self {
         let sender = Sender {
             schedule: None,
             stopped: false,
@@ -463,14 +503,16 @@ impl State {
             sender,
             stream_retransmits: None,
             call: None,
+            log: log.then(Log::default),
         }
     }
 
     fn arrived(&mut self, sequence: u64, at_ns: u64) {
-        if !matches!(
-            self.ledger.record(sequence),
-            Arrival::InOrder | Arrival::Reordered
-        ) {
+        let arrival = self.ledger.record(sequence);
+        if let Some(log) = self.log.as_mut().filter(|_| arrival != Arrival::Absurd) {
+            log.arrivals.push((sequence, at_ns));
+        }
+        if !matches!(arrival, Arrival::InOrder | Arrival::Reordered) {
             return;
         }
         let since_last_ns = self.arrivals.arrived(at_ns, 0);
@@ -516,7 +558,7 @@ mod tests {
 
     /// A session that has sent nothing yet; its first packet is due at the time returned.
     fn sending() -> (State, u64) {
-        let mut state = State::new(PERIOD_NS);
+        let mut state = State::new(PERIOD_NS, true);
         let begin_ns = state.touched_ns;
         state.peer = Some(([127, 0, 0, 1], 7000).into());
         state.sender.schedule = Some(Schedule::new(begin_ns, PERIOD_NS));
@@ -557,6 +599,23 @@ mod tests {
             (state.sender.rescheduled, state.sender.longest_reschedule_ns),
             (1, 3_000 * MILLISECOND)
         );
+    }
+
+    #[test]
+    fn every_copy_and_every_sending_is_logged_and_nothing_absurd() {
+        let (mut state, begin_ns) = sending();
+        for (sequence, after_ns) in [(0, 1), (0, 2), (2, 3), (u64::MAX, 4)] {
+            state.arrived(sequence, begin_ns + after_ns);
+        }
+        next(&mut state, begin_ns + 1_999);
+        let log = state.log.expect("it was asked for");
+        let arrivals: Vec<_> = log.arrivals.iter().copied().collect();
+        assert_eq!(
+            arrivals,
+            [(0, begin_ns + 1), (0, begin_ns + 2), (2, begin_ns + 3)]
+        );
+        let sent: Vec<_> = log.sent.iter().copied().collect();
+        assert_eq!(sent, [(0, begin_ns + MICROSECOND)], "to the microsecond");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
 use super::call;
-use super::session::{Session, Sessions, Sockets};
+use super::session::{Session, Sessions, Sockets, Wanted};
 use crate::control::{MAX_REQUEST, Request, Response};
 use crate::sys::total_retransmits;
 use crate::wire::{GREETING, Greeting, Malformed, Role};
@@ -170,10 +170,15 @@ fn answer(request: &Request, local: IpAddr, shared: &Shared) -> Result<Response,
             session,
             period_ns,
             packet_bytes,
+            log,
         } => {
-            shared
-                .sessions
-                .open(session, period_ns, packet_bytes, local, &shared.sockets)?;
+            let wanted = Wanted {
+                id: session,
+                period_ns,
+                packet_bytes,
+                log,
+            };
+            shared.sessions.open(wanted, local, &shared.sockets)?;
             Ok(Response::Done)
         }
         Request::Call {
@@ -202,6 +207,7 @@ fn answer(request: &Request, local: IpAddr, shared: &Shared) -> Result<Response,
         } => Ok(Response::Finished(Box::new(
             find(session)?.finish(to_vm_sent),
         ))),
+        Request::Log { session } => Ok(Response::Log(find(session)?.log())),
         Request::Close { session } => {
             shared.sessions.close(session);
             Ok(Response::Done)

@@ -50,6 +50,8 @@ pub struct Config {
     pub realtime: bool,
     /// Where to write every event as a line of JSON.
     pub events: Option<PathBuf>,
+    /// Keep a [log](crate::packets) of every packet.
+    pub log: bool,
 }
 
 /// Why nothing could be measured.
@@ -143,6 +145,7 @@ impl Config {
             max_late_reflector: Duration::from_millis(50),
             realtime: true,
             events: None,
+            log: false,
         }
     }
 

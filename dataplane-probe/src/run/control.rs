@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Error;
 use crate::control::{Finished, MAX_RESPONSE, Request, Response};
+use crate::packets::RemoteLog;
 use crate::wire::{Greeting, Role};
 
 /// For one attempt, from connecting to the answer.
@@ -61,6 +62,17 @@ impl Control {
             Response::Finished(finished) => Ok(*finished),
             other => Err(Failure::Stranger(format!(
                 "it answered {other:?} where an account was asked for"
+            ))),
+        }
+    }
+
+    /// Asks for the log.
+    pub(super) fn log(&self, deadline: Instant) -> Result<RemoteLog, Failure> {
+        let session = self.session;
+        match self.until(&Request::Log { session }, deadline)? {
+            Response::Log(log) => Ok(log),
+            other => Err(Failure::Stranger(format!(
+                "it answered {other:?} where the log was asked for"
             ))),
         }
     }

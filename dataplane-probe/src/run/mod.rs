@@ -37,6 +37,7 @@ use thiserror::Error;
 use crate::clock::{MILLISECOND, monotonic_ns, nanos, realtime_ns, realtime_offset_ns};
 use crate::control::{Finished, Request};
 use crate::pace::Schedule;
+use crate::packets::PacketLog;
 use crate::sys;
 pub use callee::Callee;
 use callee::{Callers, Heard};
@@ -82,6 +83,8 @@ pub struct Outcome {
     pub report: crate::report::Report,
     /// The distributions behind it.
     pub histograms: Histograms,
+    /// Every packet, if [wanted](Config::log) and the reflector could be asked for its part.
+    pub packets: Option<PacketLog>,
     /// What went wrong without touching the figures, as with the file of events.
     pub warnings: Vec<String>,
 }
@@ -168,6 +171,7 @@ impl Probe {
             session,
             period_ns,
             packet_bytes: config.packet_bytes,
+            log: config.log,
         };
         control
             .until(&open, deadline)
@@ -238,6 +242,7 @@ impl Probe {
         let received = self.receiving.stop();
         // The stream ended after the account was asked for, so its last word on retransmissions is newer.
         let account = account.map(|account| self.with_last_retransmits(account, sent.count));
+        let packets = self.packets(&sent, &received);
         let _ = self.control.once(&Request::Close {
             session: self.control.session(),
         });
@@ -261,12 +266,31 @@ impl Probe {
             },
             &events,
         );
-        let warnings = events.close().err().into_iter().collect();
+        let (packets, complaint) = packets.map_or_else(
+            |complaint| (None, Some(complaint)),
+            |packets| (packets, None),
+        );
+        let warnings = events.close().err().into_iter().chain(complaint).collect();
         Outcome {
             report,
             histograms,
+            packets,
             warnings,
         }
+    }
+
+    /// The log of every packet, if it is wanted; an error is what to say where the reflector does not tell its part.
+    fn packets(&self, sent: &Sent, received: &receive::State) -> Result<Option<PacketLog>, String> {
+        let (Some(sent), Some(heard)) = (&sent.log, &received.log) else {
+            return Ok(None);
+        };
+        let deadline = Instant::now() + self.config.account_timeout;
+        let remote = self.control.log(deadline).map_err(|failure| {
+            let target = self.config.target;
+            format!("there is no log of the packets: the reflector at {target} could not be asked: {failure}")
+        })?;
+        let period_ns = self.config.period_ns();
+        Ok(Some(PacketLog::assemble(sent, heard, &remote, period_ns)))
     }
 
     fn begin(

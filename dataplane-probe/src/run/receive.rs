@@ -16,6 +16,7 @@ use crate::clock::{MICROSECOND, realtime_ns};
 use crate::gaps::Arrivals;
 use crate::ledger::{Arrival, Ledger};
 use crate::pace::histogram_us;
+use crate::packets::{Heard, Newest};
 use crate::remote::{RemoteArrivals, Snapshot};
 use crate::sys::{Batch, Wait, prefer_this_thread};
 use crate::wire::{Body, Data, MAX_PACKET, Packet, Received};
@@ -51,6 +52,8 @@ pub(super) struct State {
     pub(super) foreign: u64,
     overflow_base: Option<u32>,
     pub(super) overflow: u32,
+    /// Every copy, if they are wanted.
+    pub(super) log: Option<Newest<Heard>>,
 }
 
 /// The sequence number rose by more than one.
@@ -73,7 +76,7 @@ impl Receiving {
         link: Arc<Link>,
         sink: Sink,
     ) -> io::Result<Self> {
-        let state = Arc::new(Mutex::new(State::new(session, config.period_ns())));
+        let state = Arc::new(Mutex::new(State::new(config, session)));
         let stop = Flag::default();
         let (shared, stop_seen, realtime) =
             (Arc::clone(&state), Arc::clone(&stop), config.realtime);
@@ -129,7 +132,8 @@ impl Drop for Receiving {
 }
 
 impl State {
-    fn new(session: u64, period_ns: u64) -> Self {
+    fn new(config: &Config, session: u64) -> Self {
+        let period_ns = config.period_ns();
         Self {
             session,
             period_ns,
@@ -145,6 +149,7 @@ impl State {
             foreign: 0,
             overflow_base: None,
             overflow: 0,
+            log: config.log.then(Newest::default),
         }
     }
 
@@ -184,6 +189,15 @@ impl State {
         if arrival == Arrival::Absurd {
             self.foreign += 1;
             return;
+        }
+        if let Some(log) = &mut self.log {
+            log.push(Heard {
+                sequence: data.sequence,
+                host_ns: at_ns,
+                remote_ns: data
+                    .intended_ns
+                    .saturating_add(u64::from(data.late_us) * MICROSECOND),
+            });
         }
         sink.send(|| Event::Received {
             seq: data.sequence,

@@ -10,6 +10,7 @@ use super::events::{Event, Sink};
 use super::{Config, Flag, raised};
 use crate::clock::{MICROSECOND, MILLISECOND, monotonic_ns, nanos, sleep_until};
 use crate::pace::{LatenessLog, Schedule, micros_u32};
+use crate::packets::Newest;
 use crate::sys;
 use crate::wire::{Body, Data, Packet};
 
@@ -36,6 +37,8 @@ pub(super) struct Sent {
     pub(super) shortages: u64,
     pub(super) error: Option<io::Error>,
     pub(super) realtime: bool,
+    /// Sequence numbers and times of day, if they are wanted.
+    pub(super) log: Option<Newest<(u64, u64)>>,
 }
 
 struct Sender {
@@ -115,6 +118,7 @@ impl Sent {
             shortages: 0,
             error: None,
             realtime,
+            log: None,
         }
     }
 }
@@ -124,6 +128,7 @@ impl Sender {
         sys::prompt_timers();
         let realtime = self.config.realtime && sys::prefer_this_thread();
         let mut outcome = Sent::new(nanos(self.config.max_late) / MICROSECOND, realtime);
+        outcome.log = self.config.log.then(Newest::default);
         let period_ns = self.config.period_ns();
         let total = self
             .config
@@ -169,6 +174,9 @@ impl Sender {
                 outcome.overdue.push((intended_ns, intended_ns + behind_ns));
             }
             behind_before_ns = behind_ns;
+            if let Some(log) = &mut outcome.log {
+                log.push((sequence, intended_ns + behind_ns));
+            }
             self.sink.send(|| Event::Sent {
                 seq: sequence,
                 due_ns: intended_ns,

@@ -7,6 +7,8 @@
 //! # Guarantees
 //! - Timestamps are the kernel's, taken when the frame passed the interface.
 //! - The interface is never made promiscuous, and frames of no interest are filtered out in the kernel.
+//! - What was not seen is known: frames that found no room in the socket's buffer are counted, and an interface that
+//!   went away ends the watch, also where another of its name has come.
 //!
 //! # Caveats
 //! A VLAN tag that the kernel took off is not seen; frames are told by the type behind it.
@@ -20,6 +22,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +37,10 @@ pub use frame::{Kind, Mac, MacError};
 const SNAP: usize = 128;
 /// How often it is looked whether to stop.
 const RECEIVE_TIMEOUT: Duration = Duration::from_millis(100);
+/// How often it is looked whether an interface that was down is still there.
+const LOOK: Duration = Duration::from_millis(5);
+/// Room for what passes while the watcher waits for a processor.
+const BUFFER: u32 = 4 << 20;
 /// `PACKET_OUTGOING` as `sll_pkttype` has it.
 const OUTGOING: u8 = libc::PACKET_OUTGOING;
 
@@ -72,6 +79,12 @@ pub enum Error {
         source: io::Error,
     },
     /// It went away.
+    #[error("{interface} is gone")]
+    Gone {
+        /// Its name.
+        interface: String,
+    },
+    /// The socket fails.
     #[error("cannot watch {interface} any longer")]
     Receive {
         /// Its name.
@@ -134,7 +147,11 @@ pub enum Direction {
 #[derive(Debug)]
 pub struct Watcher {
     config: Config,
+    index: i32,
     socket: Socket,
+    /// It was down once. The kernel tells of an interface that goes only that it is down, and then nothing more.
+    was_down: bool,
+    dropped: u64,
     batch: Batch,
     seen: [bool; 2],
     opened_ns: u64,
@@ -153,13 +170,21 @@ impl Watcher {
             interface: interface(),
             source,
         })?;
-        let socket = open(config, index).map_err(|source| Error::Open {
-            interface: interface(),
-            source,
+        let socket = open(config, index).map_err(|source| {
+            let interface = interface();
+            // It went away since it was looked up.
+            if source.raw_os_error() == Some(libc::ENODEV) {
+                Error::NoInterface { interface, source }
+            } else {
+                Error::Open { interface, source }
+            }
         })?;
         Ok(Self {
             config: config.clone(),
+            index,
             socket,
+            was_down: false,
+            dropped: 0,
             batch: Batch::new(SNAP),
             seen: [false; 2],
             opened_ns: realtime_ns(),
@@ -180,12 +205,31 @@ impl Watcher {
         StopHandle(Arc::clone(&self.stop))
     }
 
+    /// How many frames that it should have told of found no room in the socket's buffer since watching began.
+    ///
+    /// # Errors
+    /// When the socket does not say.
+    pub fn dropped(&mut self) -> Result<u64, Error> {
+        let dropped = sys::packet_drops(self.socket.as_fd());
+        let dropped = dropped.map_err(|source| self.fails(source))?;
+        self.dropped += u64::from(dropped);
+        Ok(self.dropped)
+    }
+
     /// What has happened in the next tenth of a second or so; none once it was stopped.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] where the interface went away; any other means that frames may have passed unseen.
     pub fn poll(&mut self) -> Result<Option<Vec<Event>>, Error> {
         if self.stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let count = match self.batch.receive(self.socket.as_fd(), Wait::UntilTimeout) {
+        let wait = if self.was_down {
+            Wait::No
+        } else {
+            Wait::UntilTimeout
+        };
+        let count = match self.batch.receive(self.socket.as_fd(), wait) {
             Ok(count) => count,
             Err(error)
                 if matches!(
@@ -193,17 +237,21 @@ impl Watcher {
                     io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
                 ) =>
             {
+                if self.was_down {
+                    // All that came before has been told of.
+                    self.still_there()?;
+                    thread::sleep(LOOK);
+                }
                 0
             }
             Err(error) if error.kind() == io::ErrorKind::NetworkDown => {
-                return self.went_down(error).map(Some);
-            }
-            Err(source) => {
-                return Err(Error::Receive {
+                self.was_down = true;
+                return Ok(Some(vec![Event::Down {
                     interface: self.config.interface.clone(),
-                    source,
-                });
+                    t_ns: realtime_ns(),
+                }]));
             }
+            Err(source) => return Err(self.fails(source)),
         };
         let before = self.seen;
         let every = self.config.all || self.config.port.is_some();
@@ -218,26 +266,28 @@ impl Watcher {
                 incoming: !seen_in,
                 outgoing: !seen_out,
             };
-            filter::attach(&self.socket, &filter::interesting(self.config.mac, unseen)).map_err(
-                |source| Error::Receive {
-                    interface: self.config.interface.clone(),
-                    source,
-                },
-            )?;
+            filter::attach(&self.socket, &filter::interesting(self.config.mac, unseen))
+                .map_err(|source| self.fails(source))?;
         }
         Ok(Some(events))
     }
 
-    /// Down is passing; gone is not.
-    fn went_down(&self, source: io::Error) -> Result<Vec<Event>, Error> {
-        let interface = self.config.interface.clone();
-        if index_of(&interface).is_err() {
-            return Err(Error::Receive { interface, source });
+    /// Down is passing; gone is not, and another interface of the same name is not the one that is watched.
+    fn still_there(&self) -> Result<(), Error> {
+        let interface = &self.config.interface;
+        match index_of(interface) {
+            Ok(index) if index == self.index => Ok(()),
+            _ => Err(Error::Gone {
+                interface: interface.clone(),
+            }),
         }
-        Ok(vec![Event::Down {
-            interface,
-            t_ns: realtime_ns(),
-        }])
+    }
+
+    fn fails(&self, source: io::Error) -> Error {
+        Error::Receive {
+            interface: self.config.interface.clone(),
+            source,
+        }
     }
 }
 
@@ -343,6 +393,7 @@ fn open(config: &Config, index: i32) -> io::Result<Socket> {
     };
     filter::attach(&socket, &wanted)?;
     socket.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
+    sys::set_receive_buffer(socket.as_fd(), BUFFER)?;
     sys::observe_receives(socket.as_fd())?;
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: sockaddr_ll is one of the platform's sockaddr types, and fits.

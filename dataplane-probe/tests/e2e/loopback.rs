@@ -676,3 +676,54 @@ fn nonsense_is_refused_before_anything_is_sent() {
         );
     }
 }
+
+#[test]
+fn the_log_has_every_packet_and_what_became_of_it() {
+    let reflector = reflector();
+    let mut fates = drop_range(200..250);
+    let relay = Relay::start(
+        target(&reflector),
+        Harm {
+            to_vm: Box::new(move |data| match data.sequence {
+                300 => Fate::Twice,
+                _ => fates(data),
+            }),
+            from_vm: drop_range(100..103),
+            ..Harm::default()
+        },
+    );
+    let outcome = measure(Config {
+        log: true,
+        ..config(relay.address(), 600)
+    });
+    assert_eq!(outcome.warnings, Vec::<String>::new());
+    let packets = outcome.packets.expect("a log was asked for");
+    assert_eq!(packets.forgotten, 0);
+    let (to_vm, from_vm) = (&outcome.report.to_vm, &outcome.report.from_vm);
+    for (traces, direction) in [(&packets.to_vm, to_vm), (&packets.from_vm, from_vm)] {
+        assert_eq!(traces.len() as u64, direction.sent);
+        let lost = traces.iter().filter(|it| it.arrivals.is_empty()).count();
+        assert_eq!(lost as u64, direction.lost);
+        let copies: usize = traces.iter().map(|it| it.arrivals.len()).sum();
+        assert_eq!(copies as u64, direction.received + direction.duplicated);
+        assert!(
+            traces.is_sorted_by(|one, next| one.sent.earliest_ns <= next.sent.earliest_ns),
+            "sendings are in order"
+        );
+    }
+    assert_eq!((to_vm.lost, from_vm.lost, to_vm.duplicated), (50, 3, 1));
+    // One machine, one clock that never stands still: nothing arrives before it was sent, nor after the run.
+    for trace in &packets.to_vm {
+        for arrival in &trace.arrivals {
+            assert!(arrival.earliest_ns >= trace.sent.earliest_ns, "{trace:?}");
+            assert!(arrival.latest_ns <= outcome.report.ended_ns + 2_000_000_000);
+        }
+    }
+}
+
+#[test]
+fn without_being_asked_for_there_is_no_log() {
+    let reflector = reflector();
+    let outcome = measure(config(target(&reflector), 50));
+    assert_eq!(outcome.packets, None);
+}

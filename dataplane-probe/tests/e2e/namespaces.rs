@@ -1,6 +1,9 @@
 //! Between two network namespaces, with packets dropped by the kernel for a known time.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -8,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use dataplane_probe::clock::{MICROSECOND, millis};
 use dataplane_probe::report::{Direction, Report};
+use dataplane_probe::watch;
 
 const OUTAGE: Duration = Duration::from_millis(137);
 const PERIOD_MS: f64 = 1.0;
@@ -92,6 +96,18 @@ fn inside(namespace: &str, program: &str, arguments: &[&str]) -> Command {
         .args(arguments)
         .stdin(Stdio::null());
     command
+}
+
+/// Does something on a thread in a namespace.
+fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
+    let file = File::open(format!("/run/netns/{namespace}")).expect("it was made");
+    let inside = move || {
+        // SAFETY: takes plain integers.
+        let entered = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+        assert_eq!(entered, 0, "{}", std::io::Error::last_os_error());
+        work()
+    };
+    thread::scope(|scope| scope.spawn(inside).join().expect("it is done"))
 }
 
 fn nft(namespace: &str, rule: &str) {
@@ -213,4 +229,107 @@ fn a_drop_in_front_of_the_client_is_reported_within_a_period() {
     let (report, really) = measure(false);
     assert_outage(&report.from_vm, really);
     assert_quiet(&report.to_vm);
+}
+
+/// Everything to port 7001 of the VM, watched where the VM's end of the link is.
+fn watcher(pair: &Pair) -> watch::Watcher {
+    let config = watch::Config {
+        interface: "v0".to_owned(),
+        mac: None,
+        port: Some(7_001),
+        all: false,
+    };
+    within(&pair.vm, || watch::Watcher::open(&config)).expect("the link is there")
+}
+
+/// Sends so many packets to it.
+fn send(pair: &Pair, packets: usize) {
+    within(&pair.client, || {
+        let socket = UdpSocket::bind("10.77.0.1:0").expect("its address");
+        for _ in 0..packets {
+            // The VM's answer, that nobody is there, is told by the next call.
+            while socket.send_to(&[0; 64], "10.77.0.2:7001").is_err() {}
+        }
+    });
+}
+
+/// How many frames it tells of until nothing more comes.
+fn told(watcher: &mut watch::Watcher) -> Result<usize, watch::Error> {
+    let mut frames = 0;
+    let is_frame = |event: &&watch::Event| matches!(event, watch::Event::Frame { .. });
+    loop {
+        let events = watcher.poll()?.expect("it was not stopped");
+        if events.is_empty() {
+            return Ok(frames);
+        }
+        frames += events.iter().filter(is_frame).count();
+    }
+}
+
+#[test]
+#[ignore = "needs root: sudo -E cargo test -p dataplane-probe --test e2e -- --ignored namespaces"]
+fn frames_that_find_no_room_are_counted() {
+    const MANY: usize = 50_000;
+    let pair = Pair::new();
+    let mut watcher = watcher(&pair);
+    send(&pair, 10);
+    assert_eq!(told(&mut watcher).expect("the link is there"), 10);
+    assert_eq!(watcher.dropped().expect("the socket says"), 0);
+
+    send(&pair, MANY);
+    let seen = told(&mut watcher).expect("the link is there");
+    assert!(seen < MANY, "the buffer has room for all of them");
+    let missed = u64::try_from(MANY - seen).expect("few");
+    let dropped = watcher.dropped().expect("the socket says");
+    // The link may have lost some before they got there.
+    assert!((1..=missed).contains(&dropped), "{dropped} of {missed}");
+    assert_eq!(watcher.dropped().expect("the socket says"), dropped);
+}
+
+#[test]
+#[ignore = "needs root: sudo -E cargo test -p dataplane-probe --test e2e -- --ignored namespaces"]
+fn an_interface_that_goes_ends_the_watch_after_its_last_frame() {
+    let pair = Pair::new();
+    let mut watcher = watcher(&pair);
+    send(&pair, 10);
+    // Another one comes by its name before anybody looks.
+    ip(&["-n", &pair.vm, "link", "del", "v0"]);
+    ip(&[
+        "-n", &pair.vm, "link", "add", "v0", "type", "veth", "peer", "name", "w0",
+    ]);
+    let mut frames = 0;
+    let mut downs = 0;
+    let error = within(&pair.vm, || {
+        loop {
+            match watcher.poll() {
+                Ok(events) => {
+                    for event in events.expect("it was not stopped") {
+                        match event {
+                            watch::Event::Frame { .. } => frames += 1,
+                            _ => downs += 1,
+                        }
+                    }
+                }
+                Err(error) => return error,
+            }
+        }
+    });
+    assert!(matches!(error, watch::Error::Gone { .. }), "{error}");
+    assert_eq!((frames, downs), (10, 1));
+}
+
+#[test]
+#[ignore = "needs root: sudo -E cargo test -p dataplane-probe --test e2e -- --ignored namespaces"]
+fn an_interface_that_was_down_is_watched_on() {
+    let pair = Pair::new();
+    let mut watcher = watcher(&pair);
+    ip(&["-n", &pair.vm, "link", "set", "v0", "down"]);
+    ip(&["-n", &pair.vm, "link", "set", "v0", "up"]);
+    send(&pair, 10);
+    let frames = within(&pair.vm, || {
+        let down = watcher.poll().expect("it is there").expect("not stopped");
+        assert!(matches!(down[..], [watch::Event::Down { .. }]), "{down:?}");
+        told(&mut watcher)
+    });
+    assert_eq!(frames.expect("it is there"), 10);
 }
