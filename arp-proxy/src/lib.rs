@@ -6,7 +6,10 @@
 //!
 //! - [`answer`] is the core: a frame in, an answer or the reason for none out.
 //! - [`Proxy`] watches interfaces as they come and go, and answers on them.
-//! - [`announce_once`] tells a link where the gateway is, when a machine has just come there.
+//! - [`socket`] is the way to an interface's frames, for others who listen too.
+//! - [`announce_once`] tells a link where the gateway is, when a machine has just come there, and [`announce_host`] where
+//!   a machine is.
+//! - [`ovs`] follows Open vSwitch's database.
 //!
 //! Linux only.
 
@@ -15,11 +18,11 @@ mod gateway;
 mod limiter;
 mod links;
 mod metrics;
-mod ovs;
+pub mod ovs;
 mod port;
 mod proxy;
 mod select;
-mod socket;
+pub mod socket;
 
 use std::error::Error;
 
@@ -31,11 +34,14 @@ pub use metrics::Metrics;
 pub use ovs::Error as OvsError;
 /// An Ethernet address.
 pub use pnet_base::MacAddr as Mac;
-pub use proxy::{AnnounceError, Announcer, Config, Proxy, StartError, State, announce_once};
+pub use proxy::{
+    AnnounceError, Announcer, Config, HostError, Proxy, StartError, State, announce_host,
+    announce_once,
+};
 pub use select::Patterns;
 
 /// An error with its causes, in a line.
-pub(crate) fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

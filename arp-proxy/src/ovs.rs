@@ -1,9 +1,9 @@
-//! Which interfaces Open vSwitch has for which logical ports.
+//! Open vSwitch's own database: followed, and which interfaces it has for which logical ports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use ovsdb_rs::{Client, ClientOptions, Endpoints, Replica, Snapshot, SyncState};
+use ovsdb_rs::{Client, ClientOptions, Endpoints, Replica, ReplicaBuilder, Snapshot, SyncState};
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -17,8 +17,11 @@ ovsdb_rs::table! {
     }
 }
 
+/// The database's name (ovs-vswitchd.conf.db(5)).
+pub const DATABASE: &str = "Open_vSwitch";
+
 /// Where ovs-vswitchd's users put the name of the logical port that an interface is (ovn-controller(8)).
-const IFACE_ID: &str = "iface-id";
+pub const IFACE_ID: &str = "iface-id";
 
 /// Open vSwitch's database cannot be followed.
 #[derive(Debug, Error)]
@@ -36,53 +39,52 @@ pub enum Error {
     Follow(#[source] Box<ovsdb_rs::Error>),
 }
 
-/// The names of the interfaces whose `external_ids:iface-id` is wanted.
+/// Tables of Open vSwitch's database, followed for a view of them.
 #[derive(Debug)]
-pub(crate) struct IfaceIds {
+pub struct Follower {
     client: Client,
     replica: Replica,
-    patterns: Patterns,
 }
 
-impl IfaceIds {
+impl Follower {
     /// Connects in the background, and again whenever the connection is lost.
-    pub(crate) fn start(socket: &Path, patterns: Patterns) -> Result<Self, Error> {
-        let path = socket.display().to_string();
-        let endpoints: Endpoints =
-            format!("unix:{path}")
-                .parse()
-                .map_err(|source| Error::Path {
-                    path,
-                    source: Box::new(source),
-                })?;
+    ///
+    /// # Errors
+    /// [`Error::Follow`].
+    pub fn start(endpoints: Endpoints, tables: ReplicaBuilder) -> Result<Self, Error> {
         let client = Client::spawn(endpoints, ClientOptions::default());
-        let replica = Replica::builder("Open_vSwitch")
-            .table::<Interface>()
+        let replica = tables
             .start(&client)
             .map_err(|error| Error::Follow(Box::new(error)))?;
-        Ok(Self {
-            client,
-            replica,
-            patterns,
-        })
+        Ok(Self { client, replica })
     }
 
-    /// Tells the names whenever they change, and none before they are known, until nobody listens. While the database
-    /// is away the last known ones stay.
-    pub(crate) async fn follow(self, names: watch::Sender<Option<BTreeSet<String>>>) {
+    /// Whether the tables are known and followed, now and later.
+    pub fn state(&self) -> watch::Receiver<SyncState> {
+        self.replica.sync_state()
+    }
+
+    /// Keeps `out` equal to the view of the tables, from when they are known until nobody listens, and wakes those who
+    /// listen when it `differs` (the known first, the new second). While the database is away the last one stays.
+    pub async fn follow<V>(
+        self,
+        out: watch::Sender<V>,
+        mut view: impl FnMut(&Snapshot) -> V,
+        differs: impl Fn(&V, &V) -> bool,
+    ) {
         let mut state = self.replica.sync_state();
         let (_, mut steps) = self.replica.subscribe();
         loop {
             if self.replica.is_synced() {
-                let wanted = wanted(&self.replica.snapshot(), &self.patterns);
-                names.send_if_modified(|known| {
-                    let differs = known.as_ref() != Some(&wanted);
-                    *known = Some(wanted);
-                    differs
+                let now = view(&self.replica.snapshot());
+                out.send_if_modified(|known| {
+                    let matters = differs(known, &now);
+                    *known = now;
+                    matters
                 });
             }
             tokio::select! {
-                () = names.closed() => break,
+                () = out.closed() => break,
                 Ok(()) = state.changed() => {
                     let now = state.borrow_and_update().clone();
                     if now == SyncState::Synced {
@@ -98,6 +100,42 @@ impl IfaceIds {
             }
         }
         drop(self.client);
+    }
+}
+
+/// The names of the interfaces whose `external_ids:iface-id` is wanted.
+#[derive(Debug)]
+pub(crate) struct IfaceIds {
+    follower: Follower,
+    patterns: Patterns,
+}
+
+impl IfaceIds {
+    /// Connects in the background, and again whenever the connection is lost.
+    pub(crate) fn start(socket: &Path, patterns: Patterns) -> Result<Self, Error> {
+        let path = socket.display().to_string();
+        let endpoints: Endpoints =
+            format!("unix:{path}")
+                .parse()
+                .map_err(|source| Error::Path {
+                    path,
+                    source: Box::new(source),
+                })?;
+        let tables = Replica::builder(DATABASE).table::<Interface>();
+        Ok(Self {
+            follower: Follower::start(endpoints, tables)?,
+            patterns,
+        })
+    }
+
+    /// Tells the names whenever they change, and none before they are known, until nobody listens. While the database
+    /// is away the last known ones stay.
+    pub(crate) async fn follow(self, names: watch::Sender<Option<BTreeSet<String>>>) {
+        let patterns = self.patterns;
+        let view = |snapshot: &Snapshot| Some(wanted(snapshot, &patterns));
+        self.follower
+            .follow(names, view, |known, now| known != now)
+            .await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::answer::{Tag, announcements};
+use crate::answer::{Tag, announcements, host_announcements};
 use crate::limiter::Limits;
 use crate::links::{self, LinkEvent};
 use crate::metrics::Metrics;
@@ -19,7 +20,7 @@ use crate::ovs::{self, IfaceIds};
 use crate::port::{Port, Shared};
 use crate::select::{Patterns, Selection};
 use crate::socket;
-use crate::{Gateway, chain};
+use crate::{Gateway, GatewayError, Mac, chain};
 
 /// Events of interfaces that may be waiting; the kernel's own queue is behind.
 const EVENTS: usize = 256;
@@ -217,6 +218,40 @@ impl Announcer {
 /// Nothing, or not everything, was sent: the interface is not there or is down, or `CAP_NET_RAW` is missing.
 pub fn announce_once(gateway: &Gateway, interface: &str, tag: Option<Tag>) -> io::Result<()> {
     socket::send_once(interface, &announcements(gateway, tag))
+}
+
+/// A host was not announced.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// No host has such addresses.
+    #[error("cannot announce a host")]
+    Host(#[from] GatewayError),
+    /// The kernel did not take the frames.
+    #[error("cannot send on {interface} (it takes CAP_NET_RAW, and the interface up)")]
+    Send {
+        /// The interface.
+        interface: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// Sends the [host's announcements](host_announcements) on an interface of this network namespace: those who hear them
+/// are at its other end.
+///
+/// # Errors
+/// Nothing, or not everything, was sent; doing it again does no harm.
+pub fn announce_host(
+    mac: Mac,
+    addresses: &[IpAddr],
+    interface: &str,
+    tag: Option<Tag>,
+) -> Result<(), HostError> {
+    let frames = host_announcements(mac, addresses, tag)?;
+    socket::send_once(interface, &frames).map_err(|source| HostError::Send {
+        interface: interface.to_owned(),
+        source,
+    })
 }
 
 /// Keeps what is watched in line with what is there and what is wanted.

@@ -1,12 +1,15 @@
-//! What nobody asked for: telling a link where the gateway is.
+//! What nobody asked for: telling a link where the gateway is, or a host.
 
+use std::net::IpAddr;
+
+use etherparse::icmpv6::NeighborAdvertisementHeader;
 use pnet_packet::arp::ArpOperations;
 use pnet_packet::ethernet::EtherTypes;
 
 use super::arp::{self, End};
 use super::ndp::{self, ALL_NODES};
 use super::{Tag, ethernet};
-use crate::{Gateway, Mac};
+use crate::{Gateway, GatewayError, Mac};
 
 /// Frames that put the gateway into every neighbour table that has an entry for it.
 ///
@@ -14,9 +17,30 @@ use crate::{Gateway, Mac};
 /// (RFC 5227, section 3); for each IPv6 address an unsolicited neighbour advertisement with the override flag (RFC
 /// 4861, section 7.2.6).
 pub fn announcements(gateway: &Gateway, tag: Option<Tag>) -> Vec<Vec<u8>> {
-    let mac = gateway.mac();
+    of_station(gateway, true, tag)
+}
+
+/// The same for a host, which is no router: where `addresses` are, whoever sends it.
+///
+/// # Errors
+/// [`GatewayError`] for what no host can have.
+pub fn host_announcements(
+    mac: Mac,
+    addresses: &[IpAddr],
+    tag: Option<Tag>,
+) -> Result<Vec<Vec<u8>>, GatewayError> {
+    if addresses.is_empty() {
+        return Ok(Vec::new());
+    }
+    // What addresses a gateway may have a host may have.
+    let station = Gateway::new(mac, addresses.iter().copied())?;
+    Ok(of_station(&station, false, tag))
+}
+
+fn of_station(station: &Gateway, router: bool, tag: Option<Tag>) -> Vec<Vec<u8>> {
+    let mac = station.mac();
     let tags = [tag, None];
-    let gratuitous = gateway.ipv4().iter().flat_map(|&address| {
+    let gratuitous = station.ipv4().iter().flat_map(|&address| {
         let owner = End { mac, address };
         // The target's Ethernet address means nothing in a request, and is the owner's own in an answer to itself.
         let nobody = End {
@@ -30,8 +54,13 @@ pub fn announcements(gateway: &Gateway, tag: Option<Tag>) -> Vec<Vec<u8>> {
     });
     let gratuitous =
         gratuitous.map(|arp| ethernet::build(Mac::broadcast(), mac, tags, EtherTypes::Arp, &arp));
-    let unsolicited = gateway.ipv6().iter().map(|&address| {
-        let advertisement = ndp::neighbour_advertisement(mac, address, ALL_NODES, false);
+    let unsolicited = station.ipv6().iter().map(|&address| {
+        let flags = NeighborAdvertisementHeader {
+            router,
+            solicited: false,
+            r#override: true,
+        };
+        let advertisement = ndp::neighbour_advertisement(mac, address, ALL_NODES, flags);
         to_all_nodes(mac, tag, &advertisement)
     });
     gratuitous.chain(unsolicited).collect()

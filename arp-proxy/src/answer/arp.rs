@@ -75,8 +75,10 @@ pub(super) fn build(operation: ArpOperation, sender: End, target: End) -> Vec<u8
     bytes
 }
 
-/// `pnet` reads the addresses where Ethernet and IPv4 have them, whatever the packet says.
-fn is_ethernet_ipv4(arp: &ArpPacket<'_>) -> bool {
+/// Whether an ARP or RARP packet is about Ethernet and IPv4.
+///
+/// `pnet` reads the addresses where these have them, whatever the packet says.
+pub fn is_ethernet_ipv4(arp: &ArpPacket<'_>) -> bool {
     arp.get_hardware_type() == ArpHardwareTypes::Ethernet
         && arp.get_protocol_type() == EtherTypes::Ipv4
         && arp.get_hw_addr_len() == 6

@@ -21,19 +21,22 @@ pub struct Tag {
 }
 
 /// A frame taken apart.
-pub(super) struct Frame<'a> {
-    pub(super) destination: Mac,
-    pub(super) source: Mac,
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// To whom.
+    pub destination: Mac,
+    /// From whom.
+    pub source: Mac,
     /// From the outside in.
-    pub(super) tags: Tags,
+    pub tags: Tags,
     /// Behind the tags.
-    pub(super) ethertype: EtherType,
+    pub ethertype: EtherType,
     /// Behind the tags, padding included.
-    pub(super) payload: &'a [u8],
+    pub payload: &'a [u8],
 }
 
 /// The tags of a frame, from the outside in.
-pub(super) type Tags = [Option<Tag>; MOST_TAGS];
+pub type Tags = [Option<Tag>; MOST_TAGS];
 
 impl Tag {
     /// Of VLAN `id`, with no priority; none for what is no VLAN's id.
@@ -46,8 +49,11 @@ impl Tag {
 }
 
 impl<'a> Frame<'a> {
-    /// None if it ends within its headers, or has more tags than a frame may have.
-    pub(super) fn parse(bytes: &'a [u8], outer: Option<Tag>) -> Option<Self> {
+    /// Takes one apart as an interface received it: `bytes` from the Ethernet header on, and the tag that the kernel took
+    /// off, if any.
+    ///
+    /// None if it ends within its headers, or has more than two tags.
+    pub fn parse(bytes: &'a [u8], outer: Option<Tag>) -> Option<Self> {
         let header = EthernetPacket::new(bytes)?;
         let mut rest = bytes.get(EthernetPacket::minimum_packet_size()..)?;
         let mut ethertype = header.get_ethertype();
@@ -88,7 +94,7 @@ impl<'a> Frame<'a> {
     }
 
     /// Whether its source is an address that a station may have.
-    pub(super) fn has_source(&self) -> bool {
+    pub fn has_source(&self) -> bool {
         !self.source.is_multicast() && !self.source.is_zero()
     }
 }

@@ -16,10 +16,10 @@ use std::fmt;
 
 use crate::{Gateway, Mac};
 pub(crate) use announce::groups;
-pub use announce::{advertisement, announcements};
-pub use ethernet::Tag;
-
-use ethernet::Frame;
+pub use announce::{advertisement, announcements, host_announcements};
+pub use arp::is_ethernet_ipv4;
+pub use ethernet::{Frame, Tag, Tags};
+pub use ndp::{NeighbourAdvertisement, neighbour_advertised};
 
 /// What a frame asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,7 +77,7 @@ pub enum Malformed {
     Checksum,
     /// An ICMPv6 code other than 0.
     Code,
-    /// It asks for a multicast address.
+    /// It asks for a multicast address or tells where one is, or answers everybody at once.
     Target,
     /// An option has length 0, or reaches beyond the end.
     Options,

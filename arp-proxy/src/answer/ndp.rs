@@ -26,6 +26,8 @@ const SOLICITED_NODE: u128 = 0xff02_0000_0000_0000_0000_0001_ff00_0000;
 const SOLICITED_NODE_SUFFIX: u128 = 0x00ff_ffff;
 /// Hosts keep a prefix for as long as its router, or somewhat longer, without being told again.
 const PREFIX_LIFETIME: u32 = 86_400;
+/// In the flags of a neighbour advertisement, of which R is the first.
+const SOLICITED: u8 = 0x40;
 
 /// A question or a claim, past the rules that all of them share.
 struct Message<'a> {
@@ -33,8 +35,51 @@ struct Message<'a> {
     destination: Ipv6Addr,
     /// As in the ICMPv6 header.
     kind: u8,
+    /// Behind its checksum: flags, in an advertisement.
+    flags: u8,
     /// Behind the ICMPv6 header's eight bytes.
     body: &'a [u8],
+}
+
+/// What a neighbour advertisement says (RFC 4861, section 4.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeighbourAdvertisement {
+    /// The address that somebody has.
+    pub target: Ipv6Addr,
+    /// Whom it tells.
+    pub destination: Ipv6Addr,
+    /// It answers a solicitation.
+    pub solicited: bool,
+    /// Where it says the address is; where it does not, nothing but its Ethernet source does.
+    pub link_layer_address: Option<Mac>,
+}
+
+/// The neighbour advertisement in a frame.
+///
+/// # Errors
+/// Why there is none that a host would heed (RFC 4861, section 7.1.2).
+pub fn neighbour_advertised(frame: &Frame<'_>) -> Result<NeighbourAdvertisement, Ignored> {
+    if !frame.is_ipv6() {
+        return Err(Ignored::NoQuestion);
+    }
+    let message = parse(frame)?;
+    if message.kind != TYPE_NEIGHBOR_ADVERTISEMENT {
+        return Err(Ignored::NoQuestion);
+    }
+    let (target, options) = target(&message)?;
+    let solicited = message.flags & SOLICITED != 0;
+    if solicited && message.destination.is_multicast() {
+        return Err(Malformed::Target.into());
+    }
+    let told = find_option(options, NdpOptionType::TARGET_LINK_LAYER_ADDRESS)?;
+    // The option's two bytes of header; what follows an Ethernet address in a longer one means nothing.
+    let address = told.and_then(|option| option.get(2..)?.first_chunk::<6>());
+    Ok(NeighbourAdvertisement {
+        target,
+        destination: message.destination,
+        solicited,
+        link_layer_address: address.map(|&address| Mac::from(address)),
+    })
 }
 
 /// What is asked, where the answer goes, and the IPv6 packet in it.
@@ -100,6 +145,7 @@ fn parse<'a>(frame: &Frame<'a>) -> Result<Message<'a>, Ignored> {
         source: header.source_addr(),
         destination: header.destination_addr(),
         kind: icmp.type_u8(),
+        flags: icmp.bytes5to8()[0],
         body: icmp.payload(),
     })
 }
@@ -126,7 +172,13 @@ fn neighbour(
         return Err(Ignored::OtherStation);
     }
     let (mac, to) = recipient(frame, message);
-    let payload = neighbour_advertisement(gateway.mac(), target, to, !unspecified);
+    // With the override flag: the gateway owns the address, it does not stand in for another host's.
+    let flags = NeighborAdvertisementHeader {
+        router: true,
+        solicited: !unspecified,
+        r#override: true,
+    };
+    let payload = neighbour_advertisement(gateway.mac(), target, to, flags);
     Ok((Kind::NeighbourSolicitation, mac, payload))
 }
 
@@ -181,35 +233,40 @@ fn target<'a>(message: &Message<'a>) -> Result<(Ipv6Addr, &'a [u8]), Malformed> 
     Ok((target, options))
 }
 
-/// Whether a source link-layer address is among the options, each of which must have a length and fit.
+/// Whether a source link-layer address is among the options.
+fn tells_link_layer_address(options: &[u8]) -> Result<bool, Malformed> {
+    let found = find_option(options, NdpOptionType::SOURCE_LINK_LAYER_ADDRESS)?;
+    Ok(found.is_some())
+}
+
+/// The first option of a type, its header included. All of them must have a length and fit.
 ///
 /// Not `NdpOptionsIterator`, which gives up at an option whose length is not what its type wants, where RFC 4861 says
 /// to ignore the contents of options that mean nothing in a solicitation.
-fn tells_link_layer_address(mut options: &[u8]) -> Result<bool, Malformed> {
-    let mut told = false;
+fn find_option(mut options: &[u8], wanted: NdpOptionType) -> Result<Option<&[u8]>, Malformed> {
+    let mut found = None;
     while !options.is_empty() {
         let (header, _) = NdpOptionHeader::from_slice(options).map_err(|_| Malformed::Options)?;
         if header.length_units == 0 {
             return Err(Malformed::Options);
         }
-        told |= header.option_type == NdpOptionType::SOURCE_LINK_LAYER_ADDRESS;
-        options = options.get(header.byte_len()..).ok_or(Malformed::Options)?;
+        let (option, rest) = options
+            .split_at_checked(header.byte_len())
+            .ok_or(Malformed::Options)?;
+        if header.option_type == wanted {
+            found = found.or(Some(option));
+        }
+        options = rest;
     }
-    Ok(told)
+    Ok(found)
 }
 
-/// With the override flag: the gateway owns the address, it does not stand in for another host's.
 pub(super) fn neighbour_advertisement(
     mac: Mac,
     target: Ipv6Addr,
     to: Ipv6Addr,
-    solicited: bool,
+    flags: NeighborAdvertisementHeader,
 ) -> Vec<u8> {
-    let flags = NeighborAdvertisementHeader {
-        router: true,
-        solicited,
-        r#override: true,
-    };
     let payload = NeighborAdvertisementPayload {
         target_address: target,
     };
@@ -294,4 +351,81 @@ fn packet(source: Ipv6Addr, destination: Ipv6Addr, kind: Icmpv6Type, body: &[u8]
     bytes.extend_from_slice(&Icmpv6Header { checksum, ..icmp }.to_bytes());
     bytes.extend_from_slice(body);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::super::samples::{ethernet, icmpv6};
+    use super::*;
+
+    const GUEST: Mac = pnet_base::MacAddr(0x0a, 0x58, 0x0a, 0x80, 0x01, 0x0a);
+    const GUEST_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xa);
+    const V6: Ipv6Addr = Gateway::DEFAULT_IPV6;
+
+    /// A neighbour advertisement with anything in it.
+    fn advertised(flags: [bool; 2], to: Ipv6Addr, target: Ipv6Addr, options: &[u8]) -> Vec<u8> {
+        let [solicited, r#override] = flags;
+        let header = NeighborAdvertisementHeader {
+            router: false,
+            solicited,
+            r#override,
+        };
+        let body = [&target.octets()[..], options].concat();
+        let packet = icmpv6(
+            GUEST_V6,
+            to,
+            Icmpv6Type::NeighborAdvertisement(header),
+            &body,
+        );
+        ethernet(0x86dd, &packet)
+    }
+
+    #[rstest]
+    #[case(&[], Ok(None))]
+    #[case(&[2, 1, 10, 88, 10, 128, 1, 10], Ok(Some(GUEST)))]
+    // Longer than an Ethernet address needs, and behind an option that means nothing here.
+    #[case(&[1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 10, 88, 10, 128, 1, 10, 0, 0, 0, 0, 0, 0, 0, 0], Ok(Some(GUEST)))]
+    #[case(&[2, 0, 10, 88, 10, 128, 1, 10], Err(Malformed::Options))]
+    #[case(&[2, 2, 10, 88, 10, 128, 1, 10], Err(Malformed::Options))]
+    fn what_a_neighbour_advertisement_tells(
+        #[case] options: &[u8],
+        #[case] expected: Result<Option<Mac>, Malformed>,
+    ) {
+        for solicited in [false, true] {
+            let bytes = advertised([solicited, true], GUEST_V6, V6, options);
+            let told = neighbour_advertised(&Frame::parse(&bytes, None).unwrap());
+            let expected = expected.map(|link_layer_address| NeighbourAdvertisement {
+                target: V6,
+                destination: GUEST_V6,
+                solicited,
+                link_layer_address,
+            });
+            assert_eq!(told, expected.map_err(Ignored::Malformed));
+        }
+    }
+
+    #[test]
+    fn advertisements_that_break_a_rule_are_discarded() {
+        let told = |bytes: &[u8]| neighbour_advertised(&Frame::parse(bytes, None).unwrap());
+        let unsolicited = advertised([false, true], ALL_NODES, V6, &[]);
+        assert!(told(&unsolicited).is_ok());
+        let answer_to_all = advertised([true, true], ALL_NODES, V6, &[]);
+        assert_eq!(told(&answer_to_all), Err(Malformed::Target.into()));
+        let group = advertised([false, true], ALL_NODES, ALL_NODES, &[]);
+        assert_eq!(told(&group), Err(Malformed::Target.into()));
+        let mut routed = unsolicited.clone();
+        routed[14 + 7] = 64;
+        assert_eq!(told(&routed), Err(Malformed::HopLimit.into()));
+        for other in [
+            ethernet(
+                0x86dd,
+                &icmpv6(GUEST_V6, V6, Icmpv6Type::NeighborSolicitation, &V6.octets()),
+            ),
+            ethernet(0x0806, &[0; 28]),
+        ] {
+            assert_eq!(told(&other), Err(Ignored::NoQuestion));
+        }
+    }
 }

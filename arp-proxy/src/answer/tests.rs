@@ -17,6 +17,7 @@ use rstest::rstest;
 
 use super::samples::{self, Asked, Question, arp, gateway, icmpv6};
 use super::*;
+use crate::GatewayError;
 
 const GUEST: Mac = pnet_base::MacAddr(0x0a, 0x58, 0x0a, 0x80, 0x01, 0x0a);
 const MAC: Mac = Gateway::DEFAULT_MAC;
@@ -415,6 +416,30 @@ fn announcements_say_where_every_address_is() {
     let advertisement = NeighborAdvertPacket::new(&message).unwrap();
     assert_eq!(advertisement.get_flags(), 0b1010_0000);
     assert_eq!(advertisement.get_target_addr(), V6);
+}
+
+#[test]
+fn a_host_is_announced_as_no_router() {
+    let addresses = [GUEST_V4.into(), GUEST_V6.into()];
+    let frames = host_announcements(GUEST, &addresses, None).unwrap();
+    assert_eq!(frames.len(), 3);
+    for frame in &frames[..2] {
+        let arp = ArpPacketSlice::from_slice(&frame[HEADER..]).unwrap();
+        assert_eq!(arp.sender_hw_addr(), GUEST.octets());
+        assert_eq!(arp.sender_protocol_addr(), GUEST_V4.octets());
+        assert_eq!(arp.target_protocol_addr(), GUEST_V4.octets());
+    }
+    let (packet, message) = icmpv6_by_pnet(&frames[2]);
+    assert_eq!(packet.get_source(), GUEST_V6);
+    let advertisement = NeighborAdvertPacket::new(&message).unwrap();
+    assert_eq!(advertisement.get_flags(), 0b0010_0000);
+    assert_eq!(advertisement.get_target_addr(), GUEST_V6);
+    assert_eq!(host_announcements(GUEST, &[], None), Ok(Vec::new()));
+    let group = Ipv4Addr::new(224, 0, 0, 1).into();
+    assert_eq!(
+        host_announcements(GUEST, &[group], None),
+        Err(GatewayError::Address(group))
+    );
 }
 
 #[test]

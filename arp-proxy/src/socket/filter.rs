@@ -1,26 +1,51 @@
-//! What the kernel lets through, in classic BPF: the few frames that may need an answer, out of all that passes.
+//! What the kernel lets through, in classic BPF (`bpf(4)`, `linux/filter.h`).
 //!
-//! Offsets are those of a frame without a tag, which the kernel has taken off by then; a second one is still there.
+//! Offsets are those of a frame without a tag, which the kernel has taken off by then; a second one is still there. A
+//! load from beyond a frame's end drops the frame.
 
 use std::io;
 
 use socket2::{SockFilter, Socket};
 
-// As in linux/filter.h, where an instruction's code is 16 bits; libc has the parts as 32.
-const LOAD_HALF: u16 = 0x28; // BPF_LD | BPF_H | BPF_ABS
-const LOAD_HALF_INDEXED: u16 = 0x48; // BPF_LD | BPF_H | BPF_IND
-const LOAD_BYTE_INDEXED: u16 = 0x50; // BPF_LD | BPF_B | BPF_IND
-const LOAD_WORD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
-const SET_INDEX: u16 = 0x01; // BPF_LDX | BPF_W | BPF_IMM
-const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+// Codes are as in linux/filter.h, where an instruction's is 16 bits; libc has the parts as 32.
 
-/// Where the kernel shows a frame's `sll_pkttype`: SKF_AD_OFF + SKF_AD_PKTTYPE.
-const PACKET_TYPE: u32 = 0xffff_f000 + 4;
-const OUTGOING: u32 = libc::PACKET_OUTGOING as u32;
+/// BPF_LD | BPF_W | BPF_ABS: four bytes at an offset, into the accumulator.
+pub const LOAD_WORD: u16 = 0x20;
+/// BPF_LD | BPF_H | BPF_ABS: two bytes.
+pub const LOAD_HALF: u16 = 0x28;
+/// BPF_LD | BPF_B | BPF_ABS: one byte.
+pub const LOAD_BYTE: u16 = 0x30;
+/// BPF_LD | BPF_H | BPF_IND: two bytes at an offset from the index.
+pub const LOAD_HALF_INDEXED: u16 = 0x48;
+/// BPF_LD | BPF_B | BPF_IND: one byte.
+pub const LOAD_BYTE_INDEXED: u16 = 0x50;
+/// BPF_LDX | BPF_W | BPF_IMM: the index becomes the value.
+pub const SET_INDEX: u16 = 0x01;
+/// BPF_MISC | BPF_TAX: the index becomes the accumulator.
+pub const INDEX_ACCUMULATOR: u16 = 0x07;
+/// BPF_JMP | BPF_JEQ | BPF_K: whether the accumulator is the value.
+pub const JUMP_EQUAL: u16 = 0x15;
+/// BPF_JMP | BPF_JEQ | BPF_X: whether the accumulator is the index.
+pub const JUMP_EQUAL_INDEX: u16 = 0x1d;
+/// BPF_JMP | BPF_JGE | BPF_K: whether the accumulator is the value or more.
+pub const JUMP_AT_LEAST: u16 = 0x35;
+/// BPF_JMP | BPF_JSET | BPF_K: whether the accumulator has any of the value's bits.
+pub const JUMP_ANY_BIT: u16 = 0x45;
+/// BPF_RET | BPF_K: so many bytes of the frame are let through.
+pub const RETURN: u16 = 0x06;
+
+/// Where the kernel shows a frame's `sll_pkttype`, to [`LOAD_WORD`]: SKF_AD_OFF + SKF_AD_PKTTYPE.
+pub const PACKET_TYPE: u32 = 0xffff_f000 + 4;
+/// Where it shows whether it took a VLAN tag off: SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT.
+pub const TAG_PRESENT: u32 = 0xffff_f000 + 48;
+/// Where it shows a random number, another one for every load: SKF_AD_OFF + SKF_AD_RANDOM.
+pub const RANDOM: u32 = 0xffff_f000 + 56;
+/// The type of a packet that this host sends.
+pub const OUTGOING: u32 = libc::PACKET_OUTGOING as u32;
 /// The whole frame; the socket's buffer cuts it.
-const ACCEPT: u32 = u32::MAX;
-const DROP: u32 = 0;
+pub const ACCEPT: u32 = u32::MAX;
+/// None of it.
+pub const DROP: u32 = 0;
 
 const ETHERTYPE: u32 = 12;
 const TAG: u32 = 4;
@@ -36,8 +61,9 @@ const ROUTER_SOLICITATION: u32 = 133;
 const NEIGHBOUR_SOLICITATION: u32 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u32 = 136;
 
+/// An instruction of a filter.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Instruction {
+pub struct Instruction {
     code: u16,
     then: u8,
     otherwise: u8,
@@ -68,14 +94,14 @@ pub(super) fn questions() -> Vec<Instruction> {
     ]
 }
 
-/// Sets the socket's filter.
-pub(super) fn attach(socket: &Socket, program: &[Instruction]) -> io::Result<()> {
+/// Sets the socket's filter, in one step.
+pub fn attach(socket: &Socket, program: &[Instruction]) -> io::Result<()> {
     let instruction = |i: &Instruction| SockFilter::new(i.code, i.then, i.otherwise, i.value);
     socket.attach_filter(&program.iter().map(instruction).collect::<Vec<_>>())
 }
 
 /// Any instruction that does not jump.
-fn load(code: u16, value: u32) -> Instruction {
+pub fn load(code: u16, value: u32) -> Instruction {
     Instruction {
         code,
         then: 0,
@@ -86,8 +112,13 @@ fn load(code: u16, value: u32) -> Instruction {
 
 /// How many instructions to skip if the accumulator is `value`, and if not.
 fn equal(value: u32, then: u8, otherwise: u8) -> Instruction {
+    jump(JUMP_EQUAL, value, then, otherwise)
+}
+
+/// How many instructions to skip if what a jump's code asks is so, and if not.
+pub fn jump(code: u16, value: u32, then: u8, otherwise: u8) -> Instruction {
     Instruction {
-        code: JUMP_EQUAL,
+        code,
         then,
         otherwise,
         value,

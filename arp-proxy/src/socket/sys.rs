@@ -15,6 +15,17 @@ use crate::answer::Tag;
 pub(super) struct Told {
     pub(super) tag: Option<Tag>,
     pub(super) dropped: u32,
+    /// Nanoseconds of Unix time.
+    pub(super) stamp: Option<u64>,
+}
+
+/// What the kernel has counted since it was asked last.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Statistics {
+    /// Frames that passed the filter, those included that were dropped then.
+    pub passed: u32,
+    /// Frames that passed the filter and found no room.
+    pub dropped: u32,
 }
 
 /// Asks for what a [`Told`] has, and not to be given what this host sends.
@@ -29,6 +40,37 @@ pub(super) fn report(socket: BorrowedFd<'_>) -> io::Result<()> {
         &1_i32,
     );
     Ok(())
+}
+
+/// Asks for the time at which a frame passed the interface.
+pub(super) fn stamp(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &1_i32)
+}
+
+/// Reads, and thereby resets, what the kernel counts (`packet(7)`, PACKET_STATISTICS).
+pub(super) fn statistics(socket: BorrowedFd<'_>) -> io::Result<Statistics> {
+    let mut counted = libc::tpacket_stats {
+        tp_packets: 0,
+        tp_drops: 0,
+    };
+    let mut length = u32::try_from(size_of::<libc::tpacket_stats>()).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes a tpacket_stats, which is what `counted` is, and `length` says how long it is.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            (&raw mut counted).cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Statistics {
+        passed: counted.tp_packets,
+        dropped: counted.tp_drops,
+    })
 }
 
 /// Asks for a receive buffer beyond `net.core.rmem_max`, which takes `CAP_NET_ADMIN`, or else for as much as there is.
@@ -72,12 +114,13 @@ pub(super) fn bind(socket: &Socket, interface: i32, protocol: i32) -> io::Result
     socket.bind(&unsafe { SockAddr::new(storage, length) })
 }
 
-pub(super) fn index_of(interface: &str) -> io::Result<i32> {
+/// The index of the interface that has this name now.
+pub fn index_of(interface: &str) -> io::Result<u32> {
     let name = CString::new(interface).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     // SAFETY: `name` is a C string that outlives the call.
     match unsafe { libc::if_nametoindex(name.as_ptr()) } {
         0 => Err(io::Error::last_os_error()),
-        index => i32::try_from(index).map_err(io::Error::other),
+        index => Ok(index),
     }
 }
 
@@ -100,6 +143,7 @@ pub(super) fn control_messages(mut rest: &[u8]) -> Told {
                     .first_chunk()
                     .map_or(0, |&count| u32::from_ne_bytes(count));
             }
+            (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => told.stamp = time(data),
             _ => {}
         }
         rest = rest
@@ -128,6 +172,18 @@ fn tag(data: &[u8]) -> Option<Tag> {
         },
         tci: aux.tp_vlan_tci,
     })
+}
+
+/// Nanoseconds of a `struct timespec`; none if it is before 1970 or no time.
+fn time(data: &[u8]) -> Option<u64> {
+    if data.len() < size_of::<libc::timespec>() {
+        return None;
+    }
+    // SAFETY: its bytes are there, and any bytes are a valid one, integers all; read_unaligned needs no more.
+    let time = unsafe { data.as_ptr().cast::<libc::timespec>().read_unaligned() };
+    let seconds = u64::try_from(time.tv_sec).ok()?;
+    let rest = u64::try_from(time.tv_nsec).ok()?;
+    seconds.checked_mul(1_000_000_000)?.checked_add(rest)
 }
 
 fn set_option<T>(socket: BorrowedFd<'_>, level: i32, option: i32, value: &T) -> io::Result<()> {
@@ -199,6 +255,19 @@ mod tests {
         let told = control_messages(&all);
         assert_eq!(told.dropped, 7);
         assert_eq!(told.tag.map(|tag| tag.tci), Some(100));
+    }
+
+    #[test]
+    fn the_time_at_which_a_frame_passed() {
+        let read = |seconds: i64, rest: i64| {
+            let data = [seconds, rest].map(i64::to_ne_bytes).concat();
+            control_messages(&message(libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS, &data)).stamp
+        };
+        assert_eq!(read(1_756_720_805, 7), Some(1_756_720_805_000_000_007));
+        assert_eq!(read(-1, 0), None);
+        assert_eq!(read(i64::MAX, 0), None);
+        let short = message(libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS, &[0; 8]);
+        assert_eq!(control_messages(&short).stamp, None);
     }
 
     proptest! {
