@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes the OVSDB tools of a Debian image runnable on this host, without root or chroot: writes one
-# wrapper per tool that starts it through the image's own loader and libraries, whatever the host's
-# libc. OVN's schemas, where the image has them, go into OUTDIR/schemas. Tests look in
+# Makes Open vSwitch's programs of a Debian image runnable on this host, without root or chroot: writes
+# one wrapper per program that starts it through the image's own loader and libraries, whatever the
+# host's libc. The databases' schemas, where the image has them, go into OUTDIR/schemas. Tests look in
 # ${XDG_CACHE_HOME:-$HOME/.cache}/segue/ovs-bin unless SEGUE_OVS_BIN (and SEGUE_OVN_SCHEMAS) say otherwise.
 set -eu
 
@@ -9,7 +9,8 @@ usage() {
     echo "usage: ${0##*/} IMAGE OUTDIR" >&2
     echo "  IMAGE   root of a Debian file system with openvswitch-switch installed" >&2
     echo "  OUTDIR  where to write wrappers for ovsdb-server, ovsdb-tool, ovsdb-client, ovs-appctl," >&2
-    echo "          and OVN's schemas in OUTDIR/schemas if the image has ovn-common" >&2
+    echo "          ovs-vsctl, ovs-ofctl, ovs-vswitchd, and in OUTDIR/schemas Open vSwitch's schema," >&2
+    echo "          and OVN's if the image has ovn-common; qemu-system-x86_64 if it has that" >&2
     exit 2
 }
 
@@ -30,7 +31,9 @@ for directory in "$image"/usr/lib/*-linux-gnu "$image"/lib/*-linux-gnu; do
     [ -d "$directory" ] && libraries="${libraries:+$libraries:}$directory"
 done
 
-for tool in sbin/ovsdb-server bin/ovsdb-tool bin/ovsdb-client bin/ovs-appctl; do
+# What Debian calls /usr/sbin/ovs-vswitchd leads out of the image: an alternative, by an absolute link.
+for tool in sbin/ovsdb-server bin/ovsdb-tool bin/ovsdb-client bin/ovs-appctl bin/ovs-vsctl bin/ovs-ofctl \
+    lib/openvswitch-switch/ovs-vswitchd; do
     if [ ! -x "$image/usr/$tool" ]; then
         echo "${0##*/}: $image has no /usr/$tool: is openvswitch-switch installed there?" >&2
         exit 1
@@ -44,8 +47,24 @@ EOF
     chmod +x "$wrapper.new"
     mv "$wrapper.new" "$wrapper"
 done
-for schema in ovn-nb ovn-sb; do
-    found=$image/usr/share/ovn/$schema.ovsschema
+# QEMU, for tests without libvirt, where the image has it: with its firmware and its modules.
+if [ -x "$image/usr/bin/qemu-system-x86_64" ]; then
+    modules=
+    for directory in "$image"/usr/lib/*-linux-gnu/qemu; do
+        [ -d "$directory" ] && modules=$directory
+    done
+    cat > "$out/qemu-system-x86_64.new" <<EOF
+#!/bin/sh
+export QEMU_MODULE_DIR='$modules'
+exec '$loader' --library-path '$libraries' '$image/usr/bin/qemu-system-x86_64' \\
+    -L '$image/usr/share/qemu' -L '$image/usr/share/seabios' "\$@"
+EOF
+    chmod +x "$out/qemu-system-x86_64.new"
+    mv "$out/qemu-system-x86_64.new" "$out/qemu-system-x86_64"
+fi
+for schema in openvswitch/vswitch ovn/ovn-nb ovn/ovn-sb; do
+    found=$image/usr/share/$schema.ovsschema
+    schema=${schema#*/}
     [ -f "$found" ] || continue
     mkdir -p "$out/schemas"
     cp "$found" "$out/schemas/$schema.new"

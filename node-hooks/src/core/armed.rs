@@ -1,0 +1,297 @@
+//! One handover that is armed, and how an [`Arm`] is read: it comes from outside, and may be nonsense.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arp_proxy::Mac;
+use node_hooks_api::agent::{self, Arm, HandoverId, Hops, PortReport};
+
+use super::seen::Seen;
+use super::vm::{Vm, is_name};
+use crate::openflow::PacketOuts;
+use crate::ovs::{Interface, Interfaces};
+use crate::time::Nanos;
+
+/// The most ports of a VM: a PCI bus has 32 slots, KubeVirt's limit is lower.
+const MOST_PORTS: usize = 64;
+/// The most addresses of a port.
+const MOST_ADDRESSES: usize = 64;
+
+/// Which end of the handover this node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Source,
+    Target,
+}
+
+/// A port as the controller describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Port {
+    pub(super) name: String,
+    pub(super) mac: Mac,
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+/// What an [`Arm`] asks for, once it is known to make sense.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) vm: Vm,
+    pub(super) id: HandoverId,
+    pub(super) side: Side,
+    pub(super) domain: String,
+    pub(super) ports: Vec<Port>,
+    pub(super) routes: bool,
+}
+
+/// A handover that is armed.
+#[derive(Debug)]
+pub(super) struct Armed {
+    pub(super) id: HandoverId,
+    pub(super) side: Side,
+    pub(super) domain: String,
+    pub(super) ports: Vec<ArmedPort>,
+    /// Whether the ports' addresses get host routes where the guest runs.
+    pub(super) routes: bool,
+    /// Whether the guest runs here, as far as is known.
+    pub(super) here: bool,
+    pub(super) opening: Opening,
+    /// What opens the ports: ready before it is needed. None while an interface is missing.
+    pub(super) prebuilt: Option<Arc<PacketOuts>>,
+    pub(super) seen: Seen,
+    /// When a controller last spoke of it, or the stream that it did on was lost.
+    pub(super) contact: Instant,
+    /// Whether a controller spoke of it on the stream that is there.
+    pub(super) on_this_stream: bool,
+}
+
+/// A port of a handover that is armed.
+#[derive(Debug)]
+pub(super) struct ArmedPort {
+    pub(super) port: Port,
+    /// The interface that has the addresses' routes.
+    pub(super) routed: Option<String>,
+    /// A frame of the guest's was seen after it came here.
+    pub(super) first_frame: bool,
+    reported: Option<PortReport>,
+}
+
+/// How far the early opening is. Several commands to open are one.
+#[derive(Debug)]
+pub(super) enum Opening {
+    Not,
+    UnderWay { serial: u64, commands: Vec<u64> },
+    Done { command: u64, hops: Hops },
+}
+
+impl TryFrom<Arm> for Plan {
+    /// What does not make sense, for people.
+    type Error = String;
+
+    fn try_from(arm: Arm) -> Result<Self, String> {
+        let side = match arm.side() {
+            agent::Side::Source => Side::Source,
+            agent::Side::Target => Side::Target,
+            agent::Side::Unspecified => return Err("the command names no side".into()),
+        };
+        let id = arm.id.ok_or("the command names no handover")?;
+        let vm = Vm::of(&id).ok_or("the command's handover has no name or UID")?;
+        let domain = match arm.domain {
+            unset if unset.is_empty() => vm.domain(),
+            domain if is_name(&domain) => domain,
+            domain => return Err(format!("a domain's name of {} bytes", domain.len())),
+        };
+        if arm.ports.is_empty() || arm.ports.len() > MOST_PORTS {
+            let count = arm.ports.len();
+            return Err(format!("{count} ports, expected 1 to {MOST_PORTS}"));
+        }
+        let ports: Vec<Port> = arm
+            .ports
+            .into_iter()
+            .map(Port::try_from)
+            .collect::<Result<_, _>>()?;
+        let names: BTreeSet<_> = ports.iter().map(|port| &port.name).collect();
+        if names.len() < ports.len() {
+            return Err("a port is named twice".into());
+        }
+        Ok(Self {
+            vm,
+            id,
+            side,
+            domain,
+            ports,
+            routes: arm.routes.is_some_and(|routes| routes.wanted),
+        })
+    }
+}
+
+impl TryFrom<agent::Port> for Port {
+    type Error = String;
+
+    fn try_from(port: agent::Port) -> Result<Self, String> {
+        let agent::Port {
+            name,
+            mac,
+            addresses,
+        } = port;
+        if !is_name(&name) {
+            return Err(format!("a port's name of {} bytes", name.len()));
+        }
+        let mac: Mac = mac
+            .parse()
+            .map_err(|_| format!("port {name}: its MAC is none"))?;
+        if mac.is_multicast() || mac == Mac::zero() {
+            return Err(format!("port {name}: {mac} is no station's MAC"));
+        }
+        if addresses.len() > MOST_ADDRESSES {
+            return Err(format!("port {name}: more than {MOST_ADDRESSES} addresses"));
+        }
+        let addresses: Vec<IpAddr> = addresses
+            .iter()
+            .map(|address| address.parse())
+            .collect::<Result<_, _>>()
+            .map_err(|_| format!("port {name}: not all of its addresses are any"))?;
+        let usable = |address: &IpAddr| {
+            !(address.is_unspecified() || address.is_multicast() || address.is_loopback())
+        };
+        if !addresses.iter().all(usable) {
+            return Err(format!("port {name}: an address that no guest can have"));
+        }
+        Ok(Self {
+            name,
+            mac,
+            addresses,
+        })
+    }
+}
+
+impl Armed {
+    pub(super) fn new(plan: Plan, now: Instant) -> Self {
+        let ports = plan.ports.into_iter().map(ArmedPort::new).collect();
+        Self {
+            id: plan.id,
+            side: plan.side,
+            domain: plan.domain,
+            ports,
+            routes: plan.routes,
+            here: plan.side == Side::Source,
+            opening: Opening::Not,
+            prebuilt: None,
+            seen: Seen::default(),
+            contact: now,
+            on_this_stream: false,
+        }
+    }
+
+    /// Takes over what differs in `plan`, of the same handover and side. The ports that are no longer
+    /// in it, for their routes' sake.
+    pub(super) fn update(&mut self, plan: Plan) -> Vec<ArmedPort> {
+        let stations = |ports: &mut dyn Iterator<Item = &Port>| -> BTreeSet<(String, String)> {
+            ports
+                .map(|port| (port.name.clone(), port.mac.to_string()))
+                .collect()
+        };
+        let before = stations(&mut self.ports.iter().map(|armed| &armed.port));
+        if before != stations(&mut plan.ports.iter()) {
+            self.opening = Opening::Not;
+        }
+        let mut old = std::mem::take(&mut self.ports);
+        for port in plan.ports {
+            let same = |armed: &ArmedPort| armed.port == port;
+            let armed = match old.iter().position(same) {
+                Some(index) => old.swap_remove(index),
+                None => ArmedPort::new(port),
+            };
+            self.ports.push(armed);
+        }
+        self.domain = plan.domain;
+        self.routes = plan.routes;
+        old
+    }
+
+    /// Makes what opens the ports, from the interfaces as they are. Where they are others than those
+    /// that were opened, they have still to be.
+    pub(super) fn prebuild(&mut self, interfaces: &Interfaces) {
+        let prebuilt = self.packets(interfaces);
+        if self.prebuilt.as_deref() == prebuilt.as_ref() {
+            return;
+        }
+        self.prebuilt = prebuilt.map(Arc::new);
+        if matches!(self.opening, Opening::Done { .. }) {
+            self.opening = Opening::Not;
+        }
+    }
+
+    fn packets(&self, interfaces: &Interfaces) -> Option<PacketOuts> {
+        if self.side == Side::Source {
+            return None;
+        }
+        let station = |armed: &ArmedPort| {
+            let interface = interfaces.get(&armed.port.name)?;
+            Some((interface.ofport?, armed.port.mac))
+        };
+        let stations: Vec<_> = self.ports.iter().map(station).collect::<Option<_>>()?;
+        PacketOuts::opening(stations).ok()
+    }
+
+    /// The ports that the switch has no interface for, by name.
+    pub(super) fn missing(&self, interfaces: &Interfaces) -> String {
+        let has_number = |name| {
+            let interface: Option<&Interface> = interfaces.get(name);
+            interface.is_some_and(|interface| interface.ofport.is_some())
+        };
+        let names = self.ports.iter().map(|armed| armed.port.name.as_str());
+        let missing: Vec<_> = names.filter(|name| !has_number(*name)).collect();
+        missing.join(", ")
+    }
+
+    /// How the ports stand, where that is news; with `all`, of every port.
+    pub(super) fn reports(&mut self, interfaces: &Interfaces, all: bool) -> Vec<PortReport> {
+        let mut news = Vec::new();
+        for armed in &mut self.ports {
+            let report = report(&self.id, &armed.port.name, interfaces);
+            if all || armed.reported.as_ref() != Some(&report) {
+                news.push(report.clone());
+                armed.reported = Some(report);
+            }
+        }
+        news
+    }
+}
+
+impl ArmedPort {
+    fn new(port: Port) -> Self {
+        Self {
+            port,
+            routed: None,
+            first_frame: false,
+            reported: None,
+        }
+    }
+}
+
+fn report(id: &HandoverId, port: &str, interfaces: &Interfaces) -> PortReport {
+    let found = interfaces.get(port);
+    let statistics = found
+        .map(|interface| interface.statistics)
+        .unwrap_or_default();
+    PortReport {
+        id: Some(id.clone()),
+        port: port.to_owned(),
+        present: found.is_some(),
+        ovn_installed: found.is_some_and(|interface| interface.installed),
+        rx_packets: statistics.rx_packets,
+        tx_packets: statistics.tx_packets,
+        tx_dropped: statistics.tx_dropped,
+    }
+}
+
+/// The stamps of an opening as they are told.
+pub(super) fn hops(received: Nanos, sent: Nanos, processed: Option<Nanos>) -> Hops {
+    Hops {
+        received_at_ns: received.0,
+        sent_at_ns: sent.0,
+        processed_at_ns: processed.map_or(0, |at| at.0),
+    }
+}

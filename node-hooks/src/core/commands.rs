@@ -1,0 +1,357 @@
+//! What the controller commands: arm, disarm, open, announce.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use node_hooks_api::agent::outcome::Result as Came;
+use node_hooks_api::agent::{
+    Announce, Arm, Disarm, HandoverId, Hops, Open, Outcome, PortReport, from_agent,
+};
+
+use super::armed::{Armed, ArmedPort, Opening, Plan, Side, hops};
+use super::vm::{Standing, Vm};
+use super::{Core, Counted, Known, MOST_ARMED, MOST_KNOWN, Output, Ticket, Written};
+use crate::announce::through_switch;
+use crate::openflow::PacketOuts;
+use crate::ovs::Interfaces;
+use crate::time::Nanos;
+
+/// The most commands that wait for one opening.
+const MOST_WAITING: usize = 64;
+
+impl Core {
+    pub(super) fn arm(&mut self, arm: Arm, now: Instant, out: &mut Vec<Output>) {
+        let id = arm.id.clone().unwrap_or_default();
+        let checked = Plan::try_from(arm)
+            .map_err(|reason| (Came::Failed, reason))
+            .and_then(|plan| match self.standing(&plan.vm, &plan.id) {
+                Standing::Stale(reason) => Err((Came::Stale, reason)),
+                Standing::Newer | Standing::Same => self.admit(plan),
+            });
+        let plan = match checked {
+            Ok(plan) => plan,
+            Err(refused) => return self.say_outcome("arm", id, 0, refused, out),
+        };
+        out.push(Output::Count(Counted::Command("arm", Came::Done)));
+        let vm = plan.vm.clone();
+        self.remember(&vm, &id, now);
+        self.take(plan, now, out);
+        self.tell_all(&vm, now, out);
+    }
+
+    /// Refuses a plan that takes what another VM's handover has, or one too many.
+    fn admit(&self, plan: Plan) -> Result<Plan, (Came, String)> {
+        let mut others = self.armed().filter(|(vm, _)| **vm != plan.vm);
+        let taken = |armed: &Armed| {
+            let has = |name: &str| armed.ports.iter().any(|other| other.port.name == name);
+            armed.domain == plan.domain || plan.ports.iter().any(|port| has(&port.name))
+        };
+        if let Some((vm, _)) = others.find(|(_, armed)| taken(armed)) {
+            let reason = format!("a port or the domain is armed for {vm}");
+            return Err((Came::Failed, reason));
+        }
+        if self.armed().filter(|(vm, _)| **vm != plan.vm).count() >= MOST_ARMED {
+            let reason = format!("{MOST_ARMED} handovers are armed on this node: too many");
+            return Err((Came::Failed, reason));
+        }
+        Ok(plan)
+    }
+
+    /// Notes `id` as the newest handover of `vm`.
+    fn remember(&mut self, vm: &Vm, id: &HandoverId, now: Instant) {
+        if !self.vms.contains_key(vm) && self.vms.len() >= MOST_KNOWN {
+            let idle = self.vms.iter().filter(|(_, known)| known.armed.is_none());
+            let oldest = idle.min_by_key(|(_, known)| known.touched);
+            if let Some(oldest) = oldest.map(|(vm, _)| vm.clone()) {
+                self.vms.remove(&oldest);
+            }
+        }
+        let known = self.vms.entry(vm.clone()).or_insert_with(|| Known {
+            epoch: id.epoch,
+            migration_uid: String::new(),
+            touched: now,
+            armed: None,
+        });
+        known.epoch = id.epoch;
+        known.migration_uid.clone_from(&id.migration_uid);
+        known.touched = now;
+    }
+
+    /// Puts the plan in place of what was armed for its VM.
+    fn take(&mut self, plan: Plan, now: Instant, out: &mut Vec<Output>) {
+        let vm = plan.vm.clone();
+        let domain = plan.domain.clone();
+        let Some(known) = self.vms.get_mut(&vm) else {
+            return;
+        };
+        let mut armed = match known.armed.take() {
+            Some(mut armed) if armed.id == plan.id && armed.side == plan.side => {
+                self.domains.remove(&armed.domain);
+                let gone = armed.update(plan);
+                take_routes_away(gone.iter().filter(|armed| armed.routed.is_some()), out);
+                armed
+            }
+            Some(old) => {
+                self.domains.remove(&old.domain);
+                if plan.side == Side::Target {
+                    // The guest left this node without a word, and comes back.
+                    let routed = old.ports.iter().filter(|armed| armed.routed.is_some());
+                    take_routes_away(routed, out);
+                }
+                Armed::new(plan, now)
+            }
+            None => Armed::new(plan, now),
+        };
+        armed.prebuild(&self.interfaces);
+        armed.settle_routes(&self.interfaces, out);
+        known.armed = Some(armed);
+        self.domains.insert(domain, vm);
+        self.attend(out);
+    }
+
+    /// Tells the controller how the ports stand and, once on a stream, what was seen before.
+    fn tell_all(&mut self, vm: &Vm, now: Instant, out: &mut Vec<Output>) {
+        let Some(armed) = self.vms.get_mut(vm).and_then(|known| known.armed.as_mut()) else {
+            return;
+        };
+        armed.contact = now;
+        let is_new = !std::mem::replace(&mut armed.on_this_stream, self.linked);
+        if !self.linked {
+            return;
+        }
+        let reports = armed.reports(&self.interfaces, true);
+        out.extend(reports.into_iter().map(say_report));
+        if !is_new {
+            return;
+        }
+        let signals = armed.seen.history().cloned();
+        out.extend(signals.map(|signal| Output::Say(from_agent::Message::Signal(signal))));
+        if let Opening::Done { command, hops } = &armed.opening {
+            out.push(say_opened(&armed.id, *command, *hops));
+        }
+    }
+
+    pub(super) fn disarm(&mut self, disarm: Disarm, now: Instant, out: &mut Vec<Output>) {
+        let id = disarm.id.unwrap_or_default();
+        let Some(vm) = Vm::of(&id) else {
+            let refused = (Came::Failed, "the command names no handover".to_owned());
+            return self.say_outcome("disarm", id, 0, refused, out);
+        };
+        if let Standing::Stale(reason) = self.standing(&vm, &id) {
+            return self.say_outcome("disarm", id, 0, (Came::Stale, reason), out);
+        }
+        out.push(Output::Count(Counted::Command("disarm", Came::Done)));
+        self.remember(&vm, &id, now);
+        let Some(mut armed) = self.release(&vm, out) else {
+            return;
+        };
+        armed.here = disarm.stays;
+        if armed.routes && !disarm.stays {
+            // Also those that an agent made which ran here before this one.
+            take_routes_away(armed.ports.iter(), out);
+        } else {
+            armed.settle_routes(&self.interfaces, out);
+        }
+    }
+
+    pub(super) fn open(&mut self, open: Open, received: Nanos, out: &mut Vec<Output>) {
+        let id = open.id.unwrap_or_default();
+        let serial = self.last_serial + 1;
+        let interfaces = self.interfaces.clone();
+        let opened = self.armed_by(&id).and_then(|(vm, armed)| {
+            if armed.side != Side::Target {
+                let reason = "armed here as the source: nothing to open".to_owned();
+                return Err((Came::Unknown, reason));
+            }
+            match &mut armed.opening {
+                Opening::UnderWay { commands, .. } if commands.len() < MOST_WAITING => {
+                    commands.push(open.command);
+                    Ok(None)
+                }
+                Opening::UnderWay { .. } => {
+                    Err((Came::Failed, "too many commands to open at once".to_owned()))
+                }
+                Opening::Done { command, hops } => {
+                    *command = open.command;
+                    Ok(Some(say_opened(&armed.id, open.command, *hops)))
+                }
+                Opening::Not => {
+                    let Some(frames) = armed.prebuilt.clone() else {
+                        let missing = armed.missing(&interfaces);
+                        let reason = format!("the switch has no interface for {missing}");
+                        return Err((Came::Failed, reason));
+                    };
+                    let commands = vec![open.command];
+                    armed.opening = Opening::UnderWay { serial, commands };
+                    Ok(Some(Output::Open {
+                        ticket: Ticket { vm, serial },
+                        frames,
+                        received,
+                        paused_at: Nanos(open.paused_at_ns),
+                    }))
+                }
+            }
+        });
+        match opened {
+            Err(refused) => self.say_outcome("open", id, open.command, refused, out),
+            Ok(None) => {}
+            Ok(Some(Output::Say(message))) => {
+                out.push(Output::Count(Counted::Command("open", Came::Done)));
+                self.say(Some(message), out);
+            }
+            Ok(Some(output)) => {
+                self.last_serial = serial;
+                out.push(output);
+            }
+        }
+    }
+
+    pub(super) fn opened(
+        &mut self,
+        ticket: &Ticket,
+        result: Result<Written, String>,
+        out: &mut Vec<Output>,
+    ) {
+        let known = self.vms.get_mut(&ticket.vm);
+        let Some(armed) = known.and_then(|known| known.armed.as_mut()) else {
+            return;
+        };
+        let waiting = match &mut armed.opening {
+            Opening::UnderWay { serial, commands } if *serial == ticket.serial => {
+                std::mem::take(commands)
+            }
+            _ => return,
+        };
+        let id = armed.id.clone();
+        let hops = match result {
+            Ok(written) => hops(written.received, written.sent, written.processed),
+            Err(reason) => {
+                armed.opening = Opening::Not;
+                for command in waiting {
+                    let refused = (Came::Failed, reason.clone());
+                    self.say_outcome("open", id.clone(), command, refused, out);
+                }
+                return;
+            }
+        };
+        let command = waiting.last().copied().unwrap_or_default();
+        armed.opening = Opening::Done { command, hops };
+        for command in waiting {
+            out.push(Output::Count(Counted::Command("open", Came::Done)));
+            if self.linked {
+                out.push(say_opened(&id, command, hops));
+            }
+        }
+    }
+
+    pub(super) fn announce(&mut self, announce: Announce, out: &mut Vec<Output>) {
+        let id = announce.id.unwrap_or_default();
+        let command = announce.command;
+        let interfaces = self.interfaces.clone();
+        let packets = self
+            .armed_by(&id)
+            .and_then(|(_, armed)| armed.announcements(&interfaces));
+        match packets {
+            Ok(packets) => out.push(Output::Announce {
+                id,
+                command,
+                packets: Arc::new(packets),
+            }),
+            Err(refused) => self.say_outcome("announce", id, command, refused, out),
+        }
+    }
+
+    /// What is armed by exactly this handover.
+    fn armed_by(&mut self, id: &HandoverId) -> Result<(Vm, &mut Armed), (Came, String)> {
+        let vm = Vm::of(id).ok_or((Came::Failed, "the command names no handover".to_owned()))?;
+        match self.standing(&vm, id) {
+            Standing::Stale(reason) => return Err((Came::Stale, reason)),
+            Standing::Newer | Standing::Same => {}
+        }
+        let known = self.vms.get_mut(&vm);
+        known
+            .and_then(|known| known.armed.as_mut())
+            .filter(|armed| armed.id == *id)
+            .map(|armed| (vm, armed))
+            .ok_or((Came::Unknown, "not armed here".to_owned()))
+    }
+
+    fn standing(&self, vm: &Vm, id: &HandoverId) -> Standing {
+        match self.vms.get(vm) {
+            Some(known) if known.epoch > id.epoch => Standing::Stale(format!(
+                "{vm}: epoch {} is over, {} (migration {}) is the newest",
+                id.epoch, known.epoch, known.migration_uid
+            )),
+            Some(known) if known.epoch == id.epoch && known.migration_uid != id.migration_uid => {
+                Standing::Stale(format!(
+                    "{vm}: epoch {} is of migration {}",
+                    id.epoch, known.migration_uid
+                ))
+            }
+            Some(known) if known.epoch == id.epoch => Standing::Same,
+            Some(_) | None => Standing::Newer,
+        }
+    }
+
+    pub(super) fn say_outcome(
+        &self,
+        what: &'static str,
+        id: HandoverId,
+        command: u64,
+        (result, reason): (Came, String),
+        out: &mut Vec<Output>,
+    ) {
+        out.push(Output::Count(Counted::Command(what, result)));
+        let outcome = Outcome {
+            id: Some(id),
+            command,
+            result: result.into(),
+            reason,
+            hops: None,
+        };
+        self.say(Some(from_agent::Message::Outcome(outcome)), out);
+    }
+}
+
+impl Armed {
+    /// What the guest would announce, on those of its ports that the switch has.
+    fn announcements(&self, interfaces: &Interfaces) -> Result<PacketOuts, (Came, String)> {
+        let mut packets = PacketOuts::new();
+        for armed in &self.ports {
+            let interface = interfaces.get(&armed.port.name);
+            let Some(number) = interface.and_then(|interface| interface.ofport) else {
+                continue;
+            };
+            let (mac, addresses) = (armed.port.mac, &armed.port.addresses);
+            through_switch(&mut packets, number, mac, addresses)
+                .map_err(|error| (Came::Failed, crate::chain(&error)))?;
+        }
+        if packets.is_empty() {
+            let reason = "nothing to announce: no interface here, or no address".to_owned();
+            return Err((Came::Failed, reason));
+        }
+        Ok(packets)
+    }
+}
+
+fn say_opened(id: &HandoverId, command: u64, hops: Hops) -> Output {
+    Output::Say(from_agent::Message::Outcome(Outcome {
+        id: Some(id.clone()),
+        command,
+        result: Came::Done.into(),
+        reason: String::new(),
+        hops: Some(hops),
+    }))
+}
+
+fn say_report(report: PortReport) -> Output {
+    Output::Say(from_agent::Message::Port(report))
+}
+
+/// Takes away what routes these ports have, or may have.
+fn take_routes_away<'a>(ports: impl Iterator<Item = &'a ArmedPort>, out: &mut Vec<Output>) {
+    for armed in ports.filter(|armed| !armed.port.addresses.is_empty()) {
+        let addresses = armed.port.addresses.clone();
+        out.push(Output::RemoveRoutes { addresses });
+    }
+}

@@ -1,0 +1,108 @@
+//! What was seen of one handover: told once, kept for a controller that comes later.
+
+use std::collections::VecDeque;
+
+use node_hooks_api::agent::Signal;
+use node_hooks_api::agent::signal::{Kind, Source};
+
+/// How many signals of a handover are kept. Two pauses and resumes by every source, and the first or
+/// last frames of a dozen ports, are fewer.
+const KEPT: usize = 64;
+
+/// What was seen of the guest of one handover on this node.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    paused: Sources,
+    resumed: Sources,
+    left: Sources,
+    history: VecDeque<Signal>,
+}
+
+/// The sources that said a thing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sources(u8);
+
+impl Seen {
+    /// Whether this is news: a source tells of each pause, resume and end once. A resume makes a
+    /// later pause news again, and the reverse, since a migration may be tried more than once before
+    /// it is given up.
+    pub(super) fn is_news(&mut self, kind: Kind, source: Source) -> bool {
+        match kind {
+            Kind::Paused => {
+                self.resumed = Sources::default();
+                self.paused.add(source)
+            }
+            Kind::Resumed => {
+                self.paused = Sources::default();
+                self.resumed.add(source)
+            }
+            Kind::Left => self.left.add(source),
+            Kind::Unspecified | Kind::LastFrame | Kind::FirstFrame => true,
+        }
+    }
+
+    /// Whether the guest is paused as far as any source said.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused != Sources::default()
+    }
+
+    pub(super) fn keep(&mut self, signal: Signal) {
+        if self.history.len() == KEPT {
+            self.history.pop_front();
+        }
+        self.history.push_back(signal);
+    }
+
+    /// Everything that is kept, in the order in which it was seen.
+    pub(super) fn history(&self) -> impl Iterator<Item = &Signal> {
+        self.history.iter()
+    }
+}
+
+impl Sources {
+    /// Adds `source`; whether it was not there.
+    fn add(&mut self, source: Source) -> bool {
+        let bit = 1u8.checked_shl(u32::from(source as u8)).unwrap_or(0);
+        let added = self.0 & bit == 0;
+        self.0 |= bit;
+        added
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_tells_once_and_every_source_is_heard() {
+        let mut seen = Seen::default();
+        assert!(seen.is_news(Kind::Resumed, Source::Rarp));
+        assert!(!seen.is_news(Kind::Resumed, Source::Rarp));
+        assert!(seen.is_news(Kind::Resumed, Source::Libvirt));
+        assert!(seen.is_news(Kind::Left, Source::Libvirt));
+        assert!(!seen.is_news(Kind::Left, Source::Libvirt));
+    }
+
+    #[test]
+    fn a_second_pause_is_news_after_a_resume() {
+        let mut seen = Seen::default();
+        assert!(seen.is_news(Kind::Paused, Source::Libvirt) && seen.is_paused());
+        assert!(!seen.is_news(Kind::Paused, Source::Libvirt));
+        assert!(seen.is_news(Kind::Resumed, Source::Libvirt) && !seen.is_paused());
+        assert!(seen.is_news(Kind::Paused, Source::Libvirt) && seen.is_paused());
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_the_newest() {
+        let mut seen = Seen::default();
+        for at_ns in 0..1000 {
+            seen.keep(Signal {
+                at_ns,
+                ..Signal::default()
+            });
+        }
+        let kept: Vec<u64> = seen.history().map(|signal| signal.at_ns).collect();
+        assert_eq!(kept.len(), KEPT);
+        assert_eq!(kept.last(), Some(&999));
+    }
+}

@@ -1,0 +1,175 @@
+//! A connection to a switch that is kept.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep};
+
+use super::Error;
+use super::packets::PacketOuts;
+use super::switch::{Sent, Switch};
+
+/// Pauses between attempts to connect.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Keeps a connection to a switch, from when it is made until it is dropped, across whatever ends one.
+///
+/// # Guarantees
+/// - [`send`](Self::send) writes at once or fails at once.
+/// - A switch that is away is tried again with growing pauses, and at once when somebody wants to send.
+#[derive(Debug)]
+pub struct Keeper {
+    state: Arc<watch::Sender<State>>,
+    hurry: Arc<Notify>,
+    task: AbortHandle,
+}
+
+/// How it stands with the connection.
+#[derive(Clone, Debug)]
+pub enum State {
+    /// There is none.
+    Cold {
+        /// What ended the last one, or the last attempt; none before the first.
+        last_error: Option<Arc<Error>>,
+    },
+    /// There is one.
+    Warm(Switch),
+}
+
+impl Keeper {
+    /// Begins to connect to a bridge's management socket.
+    pub fn start(socket: PathBuf) -> Self {
+        Self::connecting(move || {
+            let socket = socket.clone();
+            async move { Switch::connect(&socket).await }
+        })
+    }
+
+    fn connecting<C, F>(connect: C) -> Self
+    where
+        C: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Switch, Error>> + Send + 'static,
+    {
+        let state = Arc::new(watch::Sender::new(State::Cold { last_error: None }));
+        let hurry = Arc::new(Notify::new());
+        let task = tokio::spawn(keep(connect, state.clone(), hurry.clone())).abort_handle();
+        Self { state, hurry, task }
+    }
+
+    /// How it stands, now and later.
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// Whether there is a connection at this moment.
+    pub fn is_warm(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Warm(switch) if switch.is_alive())
+    }
+
+    /// Sends frames and a barrier behind them, now.
+    ///
+    /// # Errors
+    /// [`Error::Cold`] if there is no connection, and like [`Switch::send`].
+    pub fn send(&self, packets: &PacketOuts) -> Result<Sent, Error> {
+        match &*self.state.borrow() {
+            State::Warm(switch) => switch.send(packets),
+            State::Cold { last_error } => Err(Error::Cold(last_error.clone())),
+        }
+    }
+
+    /// Sends them as soon as there is a connection. Cancel safe: once they are sent it returns.
+    ///
+    /// # Errors
+    /// Like [`Switch::send`], except that the end of a connection is not one.
+    pub async fn send_when_warm(&self, packets: &PacketOuts) -> Result<Sent, Error> {
+        let mut state = self.state.subscribe();
+        let mut hurry = true;
+        loop {
+            state.mark_unchanged();
+            let outcome = self.send(packets);
+            match &outcome {
+                // Once: a switch that is away for long is not to be tried without a pause.
+                Err(Error::Cold(_)) if hurry => {
+                    self.hurry.notify_one();
+                    hurry = false;
+                }
+                // It ended, which the task has not seen or is getting over.
+                Err(
+                    Error::Cold(_)
+                    | Error::Lost(_)
+                    | Error::Closed
+                    | Error::Silent(_)
+                    | Error::Protocol(_),
+                ) => {}
+                _ => return outcome,
+            }
+            if state.changed().await.is_err() {
+                return outcome;
+            }
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.task.abort();
+        // Who still looks is not to hold the connection.
+        self.state.send_replace(State::Cold { last_error: None });
+    }
+}
+
+async fn keep<C, F>(connect: C, state: Arc<watch::Sender<State>>, hurry: Arc<Notify>)
+where
+    C: Fn() -> F,
+    F: Future<Output = Result<Switch, Error>>,
+{
+    let mut pauses = pauses();
+    // What is said once need not be said at every attempt.
+    let mut told = None;
+    loop {
+        let began = Instant::now();
+        let error = match connect().await {
+            Ok(switch) => {
+                tracing::info!(version = %switch.version(), "connected to the switch");
+                told = None;
+                state.send_replace(State::Warm(switch.clone()));
+                let error = switch.ended().await;
+                if began.elapsed() > LONGEST_PAUSE {
+                    pauses = self::pauses();
+                }
+                error
+            }
+            Err(error) => error,
+        };
+        let text = arp_proxy::chain(&error);
+        if told.as_ref() != Some(&text) {
+            tracing::warn!(error = text, "not connected to the switch; trying again");
+            told = Some(text);
+        }
+        state.send_replace(State::Cold {
+            last_error: Some(Arc::new(error)),
+        });
+        tokio::select! {
+            () = sleep(pauses.next().unwrap_or(LONGEST_PAUSE)) => {}
+            () = hurry.notified() => {}
+        }
+    }
+}
+
+fn pauses() -> impl Iterator<Item = Duration> + Send {
+    ExponentialBuilder::default()
+        .with_min_delay(FIRST_PAUSE)
+        .with_max_delay(LONGEST_PAUSE)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;

@@ -1,0 +1,402 @@
+//! What the state machine says, done.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arp_proxy::Mac;
+use node_hooks_api::agent::HandoverId;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::core::{Input, Output, Ticket, Vm, Written};
+use crate::ear::{Ear, HeardFrame};
+use crate::metrics::Metrics;
+use crate::openflow::{self, Keeper, PacketOuts, Sent, Switch};
+use crate::routes::Routes;
+use crate::time::Nanos;
+use crate::wire::Outbox;
+use crate::{announce, chain, hook};
+
+/// How long an Open waits for a connection to the switch that is just not there, and then for the
+/// socket to take the frames. Longer, and the guest's own announcement is first.
+const OPEN: Duration = Duration::from_secs(1);
+/// How long the switch may take to say that it has processed them.
+const PROCESSED: Duration = Duration::from_secs(2);
+
+/// What the probes see of the effects.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub(super) armed: AtomicUsize,
+    switch: Mutex<Option<watch::Receiver<openflow::State>>>,
+}
+
+/// Whatever the state machine acts on.
+pub(super) struct Effects {
+    outbox: Outbox,
+    metrics: Arc<Metrics>,
+    frames: mpsc::Sender<HeardFrame>,
+    ears: HashMap<String, Ear>,
+    /// Interfaces that could not be listened on, so that it is said once.
+    deaf: HashSet<String>,
+    /// Whose last frames are to be found out.
+    questions: Vec<Question>,
+    bridge: PathBuf,
+    keeper: Option<Keeper>,
+    routes: Option<mpsc::UnboundedSender<RouteJob>>,
+    gate: hook::Gate,
+    done: mpsc::UnboundedSender<Input>,
+    shared: Arc<Shared>,
+}
+
+struct Question {
+    vm: Vm,
+    epoch: u64,
+    port: String,
+    interface: String,
+}
+
+/// In order: a guest that leaves and comes back has its routes in the end.
+enum RouteJob {
+    Put {
+        addresses: Vec<IpAddr>,
+        interface: String,
+    },
+    Remove {
+        addresses: Vec<IpAddr>,
+    },
+}
+
+impl Shared {
+    pub(super) fn is_switch_warm(&self) -> bool {
+        let switch = self.switch.lock().unwrap_or_else(PoisonError::into_inner);
+        switch
+            .as_ref()
+            .is_some_and(|state| matches!(&*state.borrow(), openflow::State::Warm(_)))
+    }
+
+    fn set_switch(&self, state: Option<watch::Receiver<openflow::State>>) {
+        *self.switch.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+}
+
+impl Effects {
+    /// Effects, and where what came of them comes in.
+    pub(super) fn new(
+        outbox: Outbox,
+        metrics: Arc<Metrics>,
+        frames: mpsc::Sender<HeardFrame>,
+        bridge: PathBuf,
+        gate: hook::Gate,
+        shared: Arc<Shared>,
+    ) -> (Self, mpsc::UnboundedReceiver<Input>) {
+        // As many may wait as openings and announcements are under way, which is bounded.
+        let (done, receiver) = mpsc::unbounded_channel();
+        let effects = Self {
+            outbox,
+            metrics,
+            frames,
+            ears: HashMap::new(),
+            deaf: HashSet::new(),
+            questions: Vec::new(),
+            bridge,
+            keeper: None,
+            routes: None,
+            gate,
+            done,
+            shared,
+        };
+        (effects, receiver)
+    }
+
+    /// With host routes, which a task of their own writes.
+    pub(super) fn with_routes(mut self, routes: Routes, tasks: &mut JoinSet<()>) -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        tasks.spawn(write_routes(routes, receiver, self.metrics.clone()));
+        self.routes = Some(sender);
+        self
+    }
+
+    pub(super) fn armed(&self, count: usize) {
+        self.shared.armed.store(count, Ordering::Relaxed);
+    }
+
+    pub(super) fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Say(message) => self.outbox.push(message),
+            Output::Open {
+                ticket,
+                frames,
+                received,
+                paused_at,
+            } => self.open(ticket, frames, received, paused_at),
+            Output::Count(counted) => self.metrics.count(counted),
+            Output::Listen {
+                interface,
+                mac,
+                first_frame,
+            } => self.listen(&interface, mac, first_frame),
+            Output::Deafen { interface } => drop(self.ears.remove(&interface)),
+            Output::AskLastFrame {
+                vm,
+                epoch,
+                port,
+                interface,
+            } => self.questions.push(Question {
+                vm,
+                epoch,
+                port,
+                interface,
+            }),
+            Output::KeepSwitch(keep) => {
+                self.keeper = keep.then(|| Keeper::start(self.bridge.clone()));
+                self.shared
+                    .set_switch(self.keeper.as_ref().map(Keeper::state));
+            }
+            Output::Announce {
+                id,
+                command,
+                packets,
+            } => self.announce(id, command, packets),
+            Output::PutRoutes {
+                addresses,
+                interface,
+            } => self.route(RouteJob::Put {
+                addresses,
+                interface,
+            }),
+            Output::RemoveRoutes { addresses } => self.route(RouteJob::Remove { addresses }),
+            Output::Answer {
+                calls,
+                verdict,
+                reason,
+            } => self.gate.answer(calls, verdict, &reason),
+        }
+    }
+
+    pub(super) fn has_questions(&self) -> bool {
+        !self.questions.is_empty()
+    }
+
+    /// The last frames of guests that have paused.
+    pub(super) fn last_frames(&mut self) -> Vec<Input> {
+        let questions = std::mem::take(&mut self.questions);
+        let answer = |question: Question| {
+            let last = self.ears.get(&question.interface)?.last_frame()?;
+            Some(Input::LastFrame {
+                vm: question.vm,
+                epoch: question.epoch,
+                port: question.port,
+                at: last.at,
+                seen: Nanos::now(),
+            })
+        };
+        questions.into_iter().filter_map(answer).collect()
+    }
+
+    /// Interfaces that were listened on and are heard no more.
+    pub(super) fn deaf(&mut self) -> Vec<String> {
+        let ended = self.ears.extract_if(|_, ear| ear.has_ended());
+        ended.map(|(interface, _)| interface).collect()
+    }
+
+    fn listen(&mut self, interface: &str, mac: Mac, first_frame: bool) {
+        let listening = match self.ears.remove(interface) {
+            Some(ear) if !ear.has_ended() => Ok(ear),
+            _ => Ear::listen(interface, mac, self.frames.clone()),
+        };
+        let ear = match listening {
+            Ok(ear) => ear,
+            Err(error) => {
+                self.metrics.not_done("listen");
+                if self.deaf.insert(interface.to_owned()) {
+                    let error = chain(&error);
+                    tracing::warn!(
+                        interface,
+                        error,
+                        "a guest's frames are not heard; trying again"
+                    );
+                }
+                let interface = interface.to_owned();
+                let _ = self.done.send(Input::Deaf { interface });
+                return;
+            }
+        };
+        self.deaf.remove(interface);
+        if first_frame && let Err(error) = ear.expect_first() {
+            tracing::warn!(interface, %error, "a guest's first frame will not be seen");
+        }
+        self.ears.insert(interface.to_owned(), ear);
+    }
+
+    /// The frames are in the switch's socket when this returns, if there is a connection.
+    fn open(&self, ticket: Ticket, frames: Arc<PacketOuts>, received: Nanos, paused_at: Nanos) {
+        let sent = match &self.keeper {
+            Some(keeper) => keeper.send(&frames),
+            None => Err(openflow::Error::Cold(None)),
+        };
+        let opening = Opening {
+            ticket,
+            received,
+            paused_at,
+            metrics: self.metrics.clone(),
+            done: self.done.clone(),
+        };
+        match sent {
+            Ok(sent) => drop(tokio::spawn(opening.follow(sent))),
+            Err(cold) => {
+                let bridge = self.bridge.clone();
+                tokio::spawn(async move {
+                    tracing::debug!(
+                        error = chain(&cold),
+                        "no connection to the switch at an Open"
+                    );
+                    match timeout(OPEN, connect_and_send(bridge, frames)).await {
+                        Ok(Ok(sent)) => opening.follow(sent).await,
+                        Ok(Err(error)) => opening.failed(&chain(&error)),
+                        Err(_) => opening.failed(&chain(&cold)),
+                    }
+                });
+            }
+        }
+    }
+
+    fn announce(&self, id: HandoverId, command: u64, packets: Arc<PacketOuts>) {
+        let (bridge, done, metrics) =
+            (self.bridge.clone(), self.done.clone(), self.metrics.clone());
+        tokio::spawn(async move {
+            let announcing = async {
+                let sent = connect_and_send(bridge, packets).await?;
+                sent.processed().await
+            };
+            let result = match timeout(PROCESSED, announcing).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(error)) => Err(chain(&error)),
+                Err(_) => Err(format!("the switch does not answer within {PROCESSED:?}")),
+            };
+            if result.is_err() {
+                metrics.not_done("announce");
+            }
+            let _ = done.send(Input::Announced {
+                id,
+                command,
+                result,
+            });
+        });
+    }
+
+    fn route(&self, job: RouteJob) {
+        // The controller wants them wherever the node does.
+        if let Some(routes) = &self.routes {
+            let _ = routes.send(job);
+        }
+    }
+}
+
+async fn connect_and_send(
+    bridge: PathBuf,
+    packets: Arc<PacketOuts>,
+) -> Result<Sent, openflow::Error> {
+    Switch::connect(&bridge).await?.send(&packets)
+}
+
+/// An opening that is under way.
+struct Opening {
+    ticket: Ticket,
+    received: Nanos,
+    paused_at: Nanos,
+    metrics: Arc<Metrics>,
+    done: mpsc::UnboundedSender<Input>,
+}
+
+impl Opening {
+    async fn follow(self, mut sent: Sent) {
+        let at = match timeout(OPEN, sent.written()).await {
+            Ok(Ok(at)) => at,
+            Ok(Err(error)) => return self.failed(&chain(&error)),
+            Err(_) => return self.failed("the switch's socket takes nothing"),
+        };
+        let processed = match timeout(PROCESSED, sent.processed()).await {
+            Ok(Ok(at)) => Some(at),
+            Ok(Err(error)) => return self.failed(&chain(&error)),
+            Err(_) => None,
+        };
+        // This thread may have been interrupted between the write and its stamp.
+        let at = processed.map_or(at, |processed| processed.min(at));
+        let after_pause = (self.paused_at.0 > 0).then(|| at.since(self.paused_at));
+        self.metrics.opened(at.since(self.received), after_pause);
+        if let Some(processed) = processed {
+            self.metrics.processed(processed.since(self.received));
+        }
+        let vm = self.ticket.vm().to_string();
+        let written_us = u64::try_from(at.since(self.received).as_micros()).unwrap_or(u64::MAX);
+        tracing::info!(vm, written_us, "ports opened");
+        let received = self.received;
+        self.tell(Ok(Written {
+            received,
+            sent: at,
+            processed,
+        }));
+    }
+
+    fn failed(self, why: &str) {
+        let vm = self.ticket.vm().to_string();
+        tracing::warn!(
+            vm,
+            why,
+            "ports not opened: OVN does it when the guest announces itself"
+        );
+        self.metrics.not_done("open");
+        self.tell(Err(why.to_owned()));
+    }
+
+    fn tell(self, result: Result<Written, String>) {
+        let ticket = self.ticket;
+        let _ = self.done.send(Input::Opened { ticket, result });
+    }
+}
+
+async fn write_routes(
+    routes: Routes,
+    mut jobs: mpsc::UnboundedReceiver<RouteJob>,
+    metrics: Arc<Metrics>,
+) {
+    while let Some(job) = jobs.recv().await {
+        let failed = match &job {
+            RouteJob::Put {
+                addresses,
+                interface,
+            } => {
+                let put = routes.put(addresses, interface).await;
+                let told = tell_uplinks(&routes, addresses, interface).await;
+                put.err().map(|error| chain(&error)).or(told.err())
+            }
+            RouteJob::Remove { addresses } => {
+                let removed = routes.remove(addresses).await;
+                removed.err().map(|error| chain(&error))
+            }
+        };
+        if let Some(error) = failed {
+            metrics.not_done("routes");
+            tracing::warn!(error, "a guest's host routes are not as they should be");
+        }
+    }
+}
+
+/// Tells a guest's neighbours on the uplinks that it is behind this host now.
+async fn tell_uplinks(
+    routes: &Routes,
+    addresses: &[IpAddr],
+    interface: &str,
+) -> Result<(), String> {
+    let uplinks = routes.uplinks(addresses, interface).await;
+    let uplinks = uplinks.map_err(|error| chain(&error))?;
+    for (uplink, addresses) in uplinks {
+        announce::on_uplink(&uplink, &addresses).map_err(|error| chain(&error))?;
+    }
+    Ok(())
+}
