@@ -28,6 +28,7 @@
 
 mod decide;
 mod flip;
+mod gate;
 mod identity;
 mod mark;
 mod observed;
@@ -37,13 +38,14 @@ mod write;
 
 pub use decide::{Decision, decide};
 pub use flip::{FlipPolicy, FlipTiming, Route, RouteWrite};
+pub use gate::{Answer, GatePolicy, Network, OnTimeout, Verdict, answer};
 pub use identity::{Chassis, Epoch, MigrationUid, PortName, RouteKey, Timestamp, VmName};
 pub use mark::{Mark, MarkError, Original};
 pub use observed::{
     Barrier, Binding, Deadlines, Identity, Observed, Outcome, Port, PortConfig, Side, Since,
 };
 pub use phase::{Phase, Waiting};
-pub use signal::{GuestPlace, Signal, SignalKind, SignalSource, Signals};
+pub use signal::{GuestPlace, Sighting, Signal, SignalKind, SignalSource, Signals};
 pub use write::{Expected, PortWrite, Refusal, Step, Write};
 
 /// The activation strategy a handover asks OVN for: the target chassis drops the port's traffic in

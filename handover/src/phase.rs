@@ -88,6 +88,8 @@ pub enum Waiting {
     Guest,
     /// The guest moved; the migration is not over.
     MigrationEnd,
+    /// An agent says that the guest runs on the source again; KubeVirt has not said so yet.
+    Outcome,
     /// The source still holds the port's interface.
     SourceRelease {
         /// The port.
@@ -148,6 +150,10 @@ impl fmt::Display for Waiting {
             ),
             Self::Guest => f.write_str("ready: the guest has not moved yet"),
             Self::MigrationEnd => f.write_str("the guest moved; the migration is not over yet"),
+            Self::Outcome => f.write_str(
+                "the guest runs on the source again, says the agent there; the ports stay on both \
+                 chassis until KubeVirt says how the migration ended",
+            ),
             Self::SourceRelease { port } => {
                 write!(f, "the source still holds the interface of port {port}")
             }

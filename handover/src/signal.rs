@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Timestamp;
+use crate::{Side, Timestamp};
 
 /// What a signal says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -29,11 +29,73 @@ pub enum SignalSource {
     PodAnnotation,
     /// The migration's own end, as the VirtualMachineInstance or the migration object tells it.
     MigrationEnd,
+    /// An agent: a lifecycle event of libvirt's on its node.
+    Libvirt,
+    /// An agent: an event of QEMU's own monitor protocol.
+    Qmp,
+    /// An agent: a RARP frame (RFC 903) from the guest's MAC on its port. QEMU sends it for the guest
+    /// when all of its state has arrived, up to 100 ms before the guest runs under libvirt.
+    Rarp,
+    /// An agent: a gratuitous ARP (RFC 5227, section 3) from the guest.
+    Garp,
+    /// An agent: an unsolicited neighbour advertisement (RFC 4861, section 7.2.6) from the guest.
+    NeighbourAdvertisement,
+}
+
+impl SignalSource {
+    /// Whether it is a hypervisor on a node that tells, by an agent.
+    pub fn is_hypervisor(self) -> bool {
+        matches!(self, Self::Libvirt | Self::Qmp)
+    }
+
+    /// Whether it is a frame of the guest's that tells, by an agent.
+    pub fn is_announcement(self) -> bool {
+        matches!(self, Self::Rarp | Self::Garp | Self::NeighbourAdvertisement)
+    }
+
+    /// Whether it is KubeVirt that tells.
+    fn is_kubevirt(self) -> bool {
+        matches!(
+            self,
+            Self::DomainReady | Self::PodAnnotation | Self::MigrationEnd
+        )
+    }
 }
 
 impl fmt::Display for SignalSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
+    }
+}
+
+/// What an agent saw of the guest on its own node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Sighting {
+    /// It stopped to be handed over.
+    Stopped,
+    /// It runs here.
+    Runs,
+    /// It is here no more, because it had been handed over.
+    Left,
+}
+
+impl Sighting {
+    /// What a sighting on this side says; `None` where it is not to be believed.
+    ///
+    /// Only a hypervisor knows of a pause and of what becomes of a guest afterwards: frames can be
+    /// forged by the guest, and on the source it sends them all the time. A source that runs its guest
+    /// says something only once that guest has `paused`: before, it never left.
+    pub fn says(self, on: Side, source: SignalSource, paused: bool) -> Option<SignalKind> {
+        let hypervisor = source.is_hypervisor();
+        match (self, on) {
+            (Self::Stopped, Side::Source) if hypervisor => Some(SignalKind::Paused),
+            (Self::Left, Side::Source) if hypervisor => Some(SignalKind::ResumedOnTarget),
+            (Self::Runs, Side::Source) if hypervisor && paused => Some(SignalKind::ResumedOnSource),
+            (Self::Runs, Side::Target) if hypervisor || source.is_announcement() => {
+                Some(SignalKind::ResumedOnTarget)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -101,12 +163,13 @@ impl Signals {
 
     /// Where the guest is.
     ///
-    /// A guest that runs on the source again wins over every sign of the target: QEMU announces the
-    /// target before the source has let go, and libvirt resumes the source only once the target is
-    /// dead.
+    /// A guest that runs on the source again wins over signs of the target: QEMU announces the target
+    /// before the source has let go, and libvirt resumes the source only once the target is dead. Only
+    /// KubeVirt's word of the target outweighs an agent's of the source: an agent can be wrong, and
+    /// KubeVirt has that word from a domain that runs.
     pub fn guest(&self) -> GuestPlace {
         let seen = |kind| self.first(kind).is_some();
-        if seen(SignalKind::ResumedOnSource) {
+        if self.is_back() {
             GuestPlace::BackOnSource
         } else if seen(SignalKind::ResumedOnTarget) {
             GuestPlace::Target
@@ -115,6 +178,28 @@ impl Signals {
         } else {
             GuestPlace::Source
         }
+    }
+
+    /// Whether nobody but an agent says that the guest runs on the source again.
+    pub fn is_back_by_agents_alone(&self) -> bool {
+        let mut back = self.of(SignalKind::ResumedOnSource).peekable();
+        back.peek().is_some() && back.all(SignalSource::is_hypervisor)
+    }
+
+    fn is_back(&self) -> bool {
+        if self.is_back_by_agents_alone() {
+            !self
+                .of(SignalKind::ResumedOnTarget)
+                .any(SignalSource::is_kubevirt)
+        } else {
+            self.first(SignalKind::ResumedOnSource).is_some()
+        }
+    }
+
+    /// Who says this.
+    fn of(&self, kind: SignalKind) -> impl Iterator<Item = SignalSource> {
+        let of_kind = self.iter().filter(move |signal| signal.kind == kind);
+        of_kind.map(|signal| signal.source)
     }
 }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use handover::{
     Binding, Chassis, Decision, Epoch, Expected, Mark, MigrationUid, Original, Outcome, Phase,
-    PortConfig, PortName, PortWrite, Refusal, Side, SignalKind, Signals, Step, Timestamp, Waiting,
-    decide,
+    PortConfig, PortName, PortWrite, Refusal, Side, Sighting, Signal, SignalKind, SignalSource,
+    Signals, Step, Timestamp, Waiting, decide,
 };
 use proptest::prelude::*;
 use single::{START, apply, armed, at_barrier, claim, observed, port, signal};
@@ -167,6 +167,87 @@ fn a_source_that_resumes_wins_over_signs_of_the_target() {
         world.ports[0].config.requested_chassis.as_deref(),
         Some("n1")
     );
+}
+
+#[test]
+fn an_agents_word_that_the_source_resumed_takes_no_chassis_from_a_port() {
+    let by = |kind, source| Signal {
+        kind,
+        source,
+        at: START,
+    };
+    let mut world = at_barrier();
+    for source in [SignalSource::Libvirt, SignalSource::Qmp] {
+        world.signals.note(by(SignalKind::ResumedOnSource, source));
+    }
+    world
+        .signals
+        .note(by(SignalKind::ResumedOnTarget, SignalSource::Rarp));
+    let decision = decide(&world);
+    assert_eq!(
+        (decision.phase, decision.write, decision.waiting),
+        (Phase::RollingBack, None, Some(Waiting::Outcome))
+    );
+
+    let mut wrong = world.clone();
+    let ready = by(SignalKind::ResumedOnTarget, SignalSource::DomainReady);
+    wrong.signals.note(ready);
+    assert_eq!(
+        decide(&wrong).phase,
+        Phase::Switched,
+        "KubeVirt knows better"
+    );
+
+    let mut confirmed = world.clone();
+    let ended = by(SignalKind::ResumedOnSource, SignalSource::MigrationEnd);
+    confirmed.signals.note(ended);
+    confirmed
+        .signals
+        .note(by(SignalKind::ResumedOnTarget, SignalSource::DomainReady));
+    let decision = decide(&confirmed);
+    assert_eq!(apply(&mut confirmed, &decision), Step::Settle);
+
+    world.outcome = Outcome::GuestOn(Side::Source);
+    let decision = decide(&world);
+    assert_eq!(apply(&mut world, &decision), Step::Settle);
+}
+
+#[test]
+fn a_sighting_is_believed_of_whoever_can_know() {
+    use Sighting::{Left, Runs, Stopped};
+    use SignalKind::{Paused, ResumedOnSource, ResumedOnTarget};
+    let hypervisors = [SignalSource::Libvirt, SignalSource::Qmp];
+    let frames = [
+        SignalSource::Rarp,
+        SignalSource::Garp,
+        SignalSource::NeighbourAdvertisement,
+    ];
+    for paused in [false, true] {
+        for source in hypervisors {
+            let says = |what: Sighting, on| what.says(on, source, paused);
+            assert_eq!(says(Stopped, Side::Source), Some(Paused));
+            assert_eq!(says(Stopped, Side::Target), None);
+            assert_eq!(says(Left, Side::Source), Some(ResumedOnTarget));
+            assert_eq!(says(Left, Side::Target), None);
+            assert_eq!(says(Runs, Side::Target), Some(ResumedOnTarget));
+            let back = paused.then_some(ResumedOnSource);
+            assert_eq!(says(Runs, Side::Source), back);
+        }
+        for source in frames {
+            let says = |what: Sighting, on| what.says(on, source, paused);
+            assert_eq!(says(Runs, Side::Target), Some(ResumedOnTarget));
+            for (what, on) in [
+                (Runs, Side::Source),
+                (Stopped, Side::Source),
+                (Stopped, Side::Target),
+                (Left, Side::Source),
+            ] {
+                assert_eq!(says(what, on), None, "{what:?} {on:?} by {source}");
+            }
+        }
+        let by_kubevirt = Runs.says(Side::Target, SignalSource::DomainReady, paused);
+        assert_eq!(by_kubevirt, None, "no agent speaks for KubeVirt");
+    }
 }
 
 #[test]

@@ -1,14 +1,16 @@
 //! The command line.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use handover::{Deadlines, FlipPolicy, FlipTiming};
+use handover::{Deadlines, FlipPolicy, FlipTiming, GatePolicy, OnTimeout};
 use ovsdb_rs::Endpoints;
 
 use crate::api::RoutingMode;
-use crate::policy::Settings;
+use crate::policy::{LONGEST, Settings};
 
 /// Hands the OVN ports of a KubeVirt VM over to the node it migrates to.
 ///
@@ -63,6 +65,20 @@ pub(crate) struct RunArgs {
     )]
     pub(crate) metrics_address: SocketAddr,
 
+    /// Where the nodes' agents connect to; empty for no agents.
+    #[arg(
+        long,
+        env = "SEGUE_AGENTS",
+        value_name = "ADDRESS:PORT",
+        default_value = "[::]:9465"
+    )]
+    pub(crate) agents: Listen,
+
+    /// Directory with tls.crt and tls.key, the controller's own for agents, and ca.crt, which signs
+    /// the nodes'. Read again when they change. Without it no agent is let in.
+    #[arg(long, env = "SEGUE_AGENTS_TLS_DIR", value_name = "DIRECTORY")]
+    pub(crate) agents_tls_dir: Option<PathBuf>,
+
     /// How log lines look. What is logged is chosen by RUST_LOG, for instance
     /// `info,migration_controller=debug`.
     #[arg(long, env = "SEGUE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -93,10 +109,20 @@ pub(crate) struct RunArgs {
     pub(crate) flip: Flip,
 
     /// For how long after a guest resumed its traffic with the outside stays with the gateway that
-    /// it had, where no HandoverPolicy says. More than 0 outweighs `OnPause`, be it --flip's or a
-    /// policy's: routes that stay do not go ahead.
-    #[arg(long, env = "SEGUE_KEEP_EGRESS", value_name = "SECONDS", default_value = "0", value_parser = seconds)]
+    /// it had, where no HandoverPolicy says; at most a day. More than 0 outweighs `OnPause`, be it
+    /// --flip's or a policy's: routes that stay do not go ahead.
+    #[arg(long, env = "SEGUE_KEEP_EGRESS", value_name = "SECONDS", default_value = "0", value_parser = up_to_a_day)]
     pub(crate) keep_egress: Duration,
+
+    /// How long a migration that an agent asks about waits for its network, where no HandoverPolicy
+    /// says. At most 25: virt-handler itself waits for 30.
+    #[arg(long, env = "SEGUE_GATE_DEADLINE", value_name = "SECONDS", default_value_t = 15,
+        value_parser = clap::value_parser!(u16).range(1..=25))]
+    pub(crate) gate_deadline: u16,
+
+    /// What then, where no HandoverPolicy says.
+    #[arg(long, env = "SEGUE_GATE_ON_TIMEOUT", value_enum, default_value_t = Timeout::Ignore)]
+    pub(crate) gate_on_timeout: Timeout,
 
     /// How long after its last container a finished pod may still hold its network interface.
     #[arg(long, env = "SEGUE_POD_GONE_GRACE", value_name = "SECONDS", default_value = "60", value_parser = seconds)]
@@ -121,6 +147,28 @@ pub(crate) enum Flip {
     OnPause,
 }
 
+/// What becomes of a migration whose network is not ready in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Timeout {
+    /// It goes.
+    Ignore,
+    /// It fails.
+    Fail,
+}
+
+/// An address to listen on, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Listen(pub(crate) Option<SocketAddr>);
+
+impl FromStr for Listen {
+    type Err = std::net::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let address = (!text.is_empty()).then(|| text.parse()).transpose()?;
+        Ok(Self(address))
+    }
+}
+
 impl RunArgs {
     /// How handovers are done where no policy says otherwise.
     pub(crate) fn settings(&self) -> Settings {
@@ -138,6 +186,13 @@ impl RunArgs {
                 },
                 keep_egress: self.keep_egress,
             },
+            gate: GatePolicy {
+                deadline: Duration::from_secs(self.gate_deadline.into()),
+                on_timeout: match self.gate_on_timeout {
+                    Timeout::Ignore => OnTimeout::Ignore,
+                    Timeout::Fail => OnTimeout::Fail,
+                },
+            },
         }
     }
 
@@ -154,6 +209,13 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .parse()
         .map_err(|_| "expected a number of seconds".to_owned())?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+fn up_to_a_day(text: &str) -> Result<Duration, String> {
+    let time = seconds(text)?;
+    let fits = time.as_secs_f64() <= LONGEST;
+    fits.then_some(time)
+        .ok_or_else(|| format!("it can be 0 to {LONGEST} seconds"))
 }
 
 #[cfg(test)]
@@ -192,6 +254,40 @@ mod tests {
             error.contains("--nb") && error.contains("127.0.0.1:6641"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn agents_can_be_switched_off_and_a_gate_is_shorter_than_virt_handlers() {
+        let run = |args: &[&str]| {
+            let endpoints = ["--nb", "unix:/n", "--sb", "unix:/s"];
+            let cli = parse(&[&endpoints, args].concat())?;
+            Ok::<_, clap::Error>(cli.run.unwrap())
+        };
+        let default = run(&[]).unwrap();
+        assert_eq!(default.agents.0.map(|at| at.port()), Some(9465));
+        assert_eq!(default.settings().gate, GatePolicy::default());
+        assert_eq!(run(&["--agents", ""]).unwrap().agents, Listen(None));
+        assert!(run(&["--agents", "9465"]).is_err());
+        assert!(run(&["--gate-deadline", "26"]).is_err());
+        let failing = run(&["--gate-deadline", "3", "--gate-on-timeout", "fail"]).unwrap();
+        let gate = failing.settings().gate;
+        assert_eq!(
+            (gate.deadline.as_secs(), gate.on_timeout),
+            (3, OnTimeout::Fail)
+        );
+    }
+
+    #[test]
+    fn egress_is_kept_for_a_day_at_most() {
+        let run = |keep| {
+            let endpoints = ["--nb", "unix:/n", "--sb", "unix:/s"];
+            parse(&[&endpoints[..], &["--keep-egress", keep]].concat())
+        };
+        let settings = run("86400").unwrap().run.unwrap().settings();
+        assert_eq!(settings.flip.keep_egress, Duration::from_hours(24));
+        let error = run("86400.5").unwrap_err().to_string();
+        assert!(error.contains("0 to 86400 seconds"), "{error}");
+        assert!(run("-1").is_err());
     }
 
     #[test]

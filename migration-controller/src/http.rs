@@ -31,13 +31,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
-        let listener = match TcpListener::bind(address).await {
-            // `[::]` means every address there is; where the kernel has no IPv6, that is IPv4's.
-            Err(error) if has_no_ipv6(address, &error) => {
-                TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
-            }
-            bound => bound,
-        };
+        let listener = bind(address).await;
         let listener =
             listener.with_context(|| format!("cannot serve metrics and probes on {address}"))?;
         Ok(Self { listener })
@@ -74,6 +68,21 @@ impl Server {
                 }
             });
         }
+    }
+}
+
+/// Listens on an address. `[::]` means every address there is; where the kernel has no IPv6, that is
+/// IPv4's.
+///
+/// # Errors
+///
+/// It cannot be had.
+pub(crate) async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error) if has_no_ipv6(address, &error) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! The binary is `migration-controller`; [`api`] and [`kubevirt`] are for other crates too.
 
+mod agents;
 pub mod api;
 mod cli;
 mod cluster;

@@ -11,6 +11,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::agents::AgentMetrics;
 use crate::cluster::Kind;
 use crate::ovn::Written;
 
@@ -33,6 +34,8 @@ pub(crate) struct Metrics {
     malformed_objects: Family<KindLabel, Counter>,
     saves_failed: Counter,
     queue_depth: Gauge,
+    /// Of the nodes' agents.
+    pub(crate) agents: AgentMetrics,
 }
 
 /// What is read off when the metrics are asked for.
@@ -109,6 +112,7 @@ impl Metrics {
             malformed_objects: Family::default(),
             saves_failed: Counter::default(),
             queue_depth: Gauge::default(),
+            agents: AgentMetrics::registered(&mut registry),
             registry: Registry::default(),
         };
         registry.register(

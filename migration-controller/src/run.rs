@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use crate::agents::{Certificates, Endpoint, Hub, listen};
 use crate::api::phases;
 use crate::cli::{Cli, Command, LogFormat, RunArgs};
 use crate::cluster::{Cluster, Listener, watch_all};
@@ -21,7 +22,7 @@ use crate::crd;
 use crate::http::{Probe, Server};
 use crate::metrics::{Metrics, Reading};
 use crate::ovn::{Databases, LogicalSwitchPort, Writer};
-use crate::reconcile::{Reconciler, Said, Work};
+use crate::reconcile::{IN_TRANSIT, Reception, Reconciler, Said, Work};
 use crate::routed::Keeper;
 
 /// Who publishes the Events.
@@ -73,6 +74,7 @@ async fn control(args: RunArgs) -> anyhow::Result<()> {
     let stop = stop_on_signals()?;
     let server = Server::bind(args.metrics_address).await?;
     tracing::info!(address = %server.address()?, "serving /metrics, /healthz, /readyz");
+    let agents = agents_endpoint(&args).await?;
 
     let config = Config::infer()
         .await
@@ -101,6 +103,13 @@ async fn control(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn(server.serve(state.clone(), stop.clone()));
     watch_all(&client, &cluster, &work, &stop, &mut tasks);
     follow(&databases, &cluster, &work, &stop, &mut tasks);
+    let reception = Reception {
+        work: work.clone(),
+        cluster: cluster.clone(),
+        settings: args.settings(),
+    };
+    let hub = Arc::new(Hub::new(Arc::new(reception), metrics.agents.clone()));
+    serve_agents(&hub, agents, &metrics, &stop, &mut tasks);
     // In order: a task that ends because of `stop` is no failure.
     let queued = tokio::select! {
         biased;
@@ -118,8 +127,10 @@ async fn control(args: RunArgs) -> anyhow::Result<()> {
             client,
             metrics: metrics.clone(),
             work: work.clone(),
+            hub: hub.clone(),
             settings: args.settings(),
             pod_gone_grace: args.pod_gone_grace,
+            in_transit: IN_TRANSIT,
             unsaved: std::sync::Mutex::default(),
             said: Said::default(),
         });
@@ -130,7 +141,7 @@ async fn control(args: RunArgs) -> anyhow::Result<()> {
             let stop = stop.clone();
             tasks.spawn(async move { keeper.run(&stop).await });
         }
-        tasks.spawn(lead(writer, reconciler, work, stop.clone()));
+        tasks.spawn(lead(writer, reconciler, hub, work, stop.clone()));
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
@@ -145,6 +156,39 @@ async fn control(args: RunArgs) -> anyhow::Result<()> {
     }
     tracing::info!("stopped");
     failed.map_or(Ok(()), Err)
+}
+
+/// Where agents connect to, if they are to.
+async fn agents_endpoint(args: &RunArgs) -> anyhow::Result<Option<Endpoint>> {
+    let Some(address) = args.agents.0 else {
+        return Ok(None);
+    };
+    let Some(dir) = &args.agents_tls_dir else {
+        tracing::info!(
+            "no --agents-tls-dir (SEGUE_AGENTS_TLS_DIR): nodes' agents are not listened to, and \
+             handovers go on without them"
+        );
+        return Ok(None);
+    };
+    let certificates = Certificates::new(dir.clone());
+    let endpoint = Endpoint::bind(address, certificates).await?;
+    tracing::info!(address = %endpoint.address()?, dir = %dir.display(), "listening for agents");
+    Ok(Some(endpoint))
+}
+
+fn serve_agents(
+    hub: &Arc<Hub>,
+    endpoint: Option<Endpoint>,
+    metrics: &Arc<Metrics>,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<()>,
+) {
+    let (gate, token) = (hub.clone(), stop.clone());
+    tasks.spawn(async move { gate.watch_gate(&token).await });
+    if let Some(endpoint) = endpoint {
+        let metrics = metrics.agents.clone();
+        tasks.spawn(listen(endpoint, hub.clone(), metrics, stop.clone()));
+    }
 }
 
 /// Why a task ended that was to go on until the end. Without it the others would look alive and do
@@ -239,12 +283,14 @@ async fn queue_for_lock(nb: &ovsdb_rs::Client) -> Arc<Writer> {
 async fn lead(
     writer: Arc<Writer>,
     reconciler: Arc<Reconciler>,
+    hub: Arc<Hub>,
     work: Arc<Work>,
     stop: CancellationToken,
 ) {
     let mut state = writer.leadership();
     loop {
         let now = *state.borrow_and_update();
+        hub.lead(now == LockState::Held);
         if now == LockState::Held {
             tracing::info!("holding the writer's lock: leading");
             // What was not stored while leading before may have been overtaken by another leader.

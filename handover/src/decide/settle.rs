@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::{Decision, change, deadline, original, own_mark};
 use crate::{
-    Chassis, Mark, Observed, Phase, Port, PortConfig, PortWrite, RouteWrite, Side, Step, Waiting,
-    flip,
+    Chassis, Mark, Observed, Outcome, Phase, Port, PortConfig, PortWrite, RouteWrite, Side, Step,
+    Waiting, flip,
 };
 
 pub(super) fn settle(observed: &Observed, side: Side) -> Decision {
@@ -25,6 +25,12 @@ pub(super) fn settle(observed: &Observed, side: Side) -> Decision {
     let kept_until = flip::kept_until(observed).filter(|_| side == Side::Target);
     if !astray.is_empty() && kept_until.is_none() {
         return Decision::flip(phase, observed, astray);
+    }
+    if observed.outcome == Outcome::Running && observed.signals.is_back_by_agents_alone() {
+        // What an agent says opens ports and moves routes; it takes no chassis from a port. While
+        // both have it the guest has its network on either, so nothing is lost by waiting for
+        // KubeVirt's word, and all of it could be by believing a wrong one.
+        return Decision::wait(phase, Waiting::Outcome);
     }
     if side == Side::Target
         && let Some(waiting) = source_release(observed)

@@ -575,9 +575,9 @@ impl World {
 
 fn signals(migration: &Migration, now: Timestamp) -> Signals {
     let seen = match migration.stage {
-        Stage::Paused => Some((SignalKind::Paused, SignalSource::DomainReady)),
+        Stage::Paused => Some((SignalKind::Paused, SignalSource::Libvirt)),
         Stage::Resumed if migration.fails => {
-            Some((SignalKind::ResumedOnSource, SignalSource::MigrationEnd))
+            Some((SignalKind::ResumedOnSource, SignalSource::Libvirt))
         }
         Stage::Resumed => Some((SignalKind::ResumedOnTarget, SignalSource::Activation)),
         _ => None,

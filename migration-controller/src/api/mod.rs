@@ -6,6 +6,7 @@
 )]
 
 mod condition;
+mod opening;
 mod policy;
 mod time;
 
@@ -15,9 +16,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 pub use condition::{Condition, ConditionStatus, ConditionType};
+pub use opening::{EarlyOpening, OpeningResult};
 pub use policy::{
-    FlipOn, HandoverPolicy, HandoverPolicySpec, LabelExpression, LabelOperator, PolicyDeadlines,
-    Routing, RoutingMode, VmSelector,
+    FlipOn, GateTimeout, HandoverPolicy, HandoverPolicySpec, LabelExpression, LabelOperator,
+    PolicyDeadlines, PolicyGate, Routing, RoutingMode, VmSelector,
 };
 pub use time::Moment;
 
@@ -99,7 +101,7 @@ pub const FIELD_MANAGER: &str = "segue-migration-controller";
         name = "Blackout ms",
         type_ = "number",
         json_path = ".status.blackoutMs",
-        description = "The longest run of losses its peers saw",
+        description = "From its last frame on the source to its first from the target",
         priority = 1
     ),
     printcolumn(
@@ -211,12 +213,18 @@ pub struct HandoverStatus {
     /// Signs of where the guest is, earliest first.
     #[serde(default)]
     pub signals: Vec<SignalSeen>,
-    /// How long the hypervisor stopped the guest, measured on the nodes, in milliseconds.
+    /// How long the hypervisor stopped the guest, by the stamps of both ends' hypervisors, in
+    /// milliseconds. Needs an agent on either node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause_ms: Option<f64>,
-    /// The longest run of losses that peers saw, measured, in milliseconds.
+    /// From the guest's last frame on the source to its first from the target, in milliseconds; of
+    /// several ports, the longest. Needs an agent on either node, and a guest that sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blackout_ms: Option<f64>,
+    /// How the target's ports were opened when the guest paused; absent where nobody told of the
+    /// pause in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_opening: Option<EarlyOpening>,
 }
 
 /// A step of a handover.
@@ -234,6 +242,8 @@ pub enum TimelineStep {
     Ready,
     /// The guest was first seen to have paused.
     Paused,
+    /// The target's ports were opened on the pause, ahead of OVN's own activation.
+    Opened,
     /// The guest was first seen to run on the target.
     Resumed,
     /// The routes that depend on where the guest is were made to lead there (T2 was committed).
@@ -257,7 +267,7 @@ pub enum TimelineStep {
 pub struct TimelineEntry {
     /// What happened.
     pub step: TimelineStep,
-    /// When the controller saw or did it.
+    /// When the controller saw or did it; of what an agent told, when it was there.
     pub at: Moment,
 }
 
@@ -270,8 +280,11 @@ pub struct SignalSeen {
     /// Who says it.
     #[schemars(schema_with = "signal_source_schema")]
     pub source: SignalSource,
-    /// When the controller first saw it.
+    /// When the controller first saw it; of what an agent told, the stamp of its source on the node.
     pub at: Moment,
+    /// The node whose agent told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
 
 // === impl HandoverSpec ===
@@ -330,12 +343,12 @@ impl HandoverStatus {
 
     /// Records a signal, if nothing of its kind from its source is on record. Says whether it was
     /// news.
-    pub fn note_signal(&mut self, kind: SignalKind, source: SignalSource, at: Moment) -> bool {
-        let known = |seen: &SignalSeen| (seen.kind, seen.source) == (kind, source);
+    pub fn note_signal(&mut self, signal: SignalSeen) -> bool {
+        let known = |seen: &SignalSeen| (seen.kind, seen.source) == (signal.kind, signal.source);
         if self.signals.iter().any(known) {
             return false;
         }
-        self.signals.push(SignalSeen { kind, source, at });
+        self.signals.push(signal);
         self.signals
             .sort_by_key(|seen| (seen.at, seen.kind, seen.source));
         true

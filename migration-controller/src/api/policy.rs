@@ -80,6 +80,9 @@ pub struct HandoverPolicySpec {
     /// How long to wait for what may never come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadlines: Option<PolicyDeadlines>,
+    /// Whether a migration waits for its network, where the nodes' agents are asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<PolicyGate>,
 }
 
 /// A label selector as Kubernetes has it: every label and every expression must match.
@@ -197,4 +200,29 @@ pub struct PolicyDeadlines {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 86_400))]
     pub establish_seconds: Option<f64>,
+}
+
+/// How long a migration waits for its network before anything is copied, and what then.
+///
+/// Needs KubeVirt's node hooks, with the agent as the hook `PreMigrationSource`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyGate {
+    /// For how many seconds. virt-handler itself gives a hook 30 where its Plugin says nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 25))]
+    pub deadline_seconds: Option<i64>,
+    /// What then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_timeout: Option<GateTimeout>,
+}
+
+/// What becomes of a migration whose network is not ready in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum GateTimeout {
+    /// It goes, and an Event says that its network was not ready.
+    #[default]
+    Ignore,
+    /// It fails before anything was copied. KubeVirt or whoever asked for it tries again.
+    Fail,
 }

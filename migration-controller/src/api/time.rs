@@ -25,6 +25,15 @@ impl Moment {
         self.0
     }
 
+    /// The moment so many seconds later.
+    #[must_use]
+    pub fn after_seconds(self, seconds: f64) -> Self {
+        let later = jiff::SignedDuration::try_from_secs_f64(seconds)
+            .ok()
+            .and_then(|span| self.0.checked_add(span).ok());
+        later.map_or(self, Self::from_jiff)
+    }
+
     /// Seconds from `earlier` to this moment; negative when it is not earlier.
     pub fn seconds_since(self, earlier: Self) -> f64 {
         self.0.duration_since(earlier.0).as_secs_f64()

@@ -14,6 +14,7 @@ use handover::{
     Outcome, Port, PortConfig, PortName, Route, Side, Since,
 };
 
+use crate::agents::Learned;
 use crate::api::{HandoverSpec, HandoverStatus, Moment, TimelineStep};
 use crate::cluster::VmObjects;
 use crate::kubevirt::{MigrationState, VirtualMachineInstanceMigration};
@@ -46,6 +47,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) chassis_of: &'a dyn Fn(&str) -> Option<Chassis>,
     /// How long to wait for what.
     pub(crate) patience: Patience,
+    /// What the nodes' agents have told. No older than `ports`: an agent can have activated them.
+    pub(crate) learned: &'a Learned,
 }
 
 /// How long to wait for what may never come.
@@ -100,7 +103,8 @@ pub(crate) fn observe(
         migration: MigrationUid::new(&spec.migration.uid),
         epoch: spec.epoch(),
     };
-    signals::note(inputs, state, spec, &ending, &identity, status);
+    let hidden = signals::note(inputs, state, spec, &ending, &identity, status);
+    signals::measure(inputs.learned, status);
     find_steps(inputs.now, &ports, &identity, status);
     let source_pod = pods::gone(inputs, pods::on_source(inputs, spec));
     let target_pod = pods::gone(inputs, pods::of_target(inputs, spec));
@@ -135,7 +139,7 @@ pub(crate) fn observe(
         },
         deadlines: inputs.patience.deadlines,
     };
-    let recheck = [source_pod.recheck, target_pod.recheck]
+    let recheck = [source_pod.recheck, target_pod.recheck, hidden]
         .into_iter()
         .flatten()
         .min();

@@ -3,11 +3,13 @@
 use handover::{GuestPlace, Identity, Side, SignalKind, SignalSource};
 
 use super::{Ending, Inputs, own_mark, pods, port};
-use crate::api::{HandoverSpec, HandoverStatus, TimelineStep};
+use crate::agents::Learned;
+use crate::api::{HandoverSpec, HandoverStatus, Moment, SignalSeen, TimelineStep};
 use crate::kubevirt::MigrationState;
 use crate::ovn::{PortRow, read_config};
 
-/// Records the signals that are there and have not been recorded.
+/// Records the signals that are there and have not been recorded. Returns when to look again for one
+/// that cannot be told yet from what an agent did.
 pub(super) fn note(
     inputs: &Inputs<'_>,
     state: Option<&MigrationState>,
@@ -15,12 +17,18 @@ pub(super) fn note(
     ending: &Ending,
     identity: &Identity,
     status: &mut HandoverStatus,
-) {
+) -> Option<Moment> {
+    for signal in &inputs.learned.signals {
+        status.note_signal(signal.clone());
+    }
     let target = spec.target.as_ref();
     let activated = |row: &PortRow| {
         let chassis = target.and_then(|target| target.chassis.as_ref());
         chassis.is_some_and(|chassis| is_activated(row, chassis, identity))
     };
+    let activated = inputs.ports.iter().any(activated);
+    let hidden = inputs.learned.activation_hidden_until;
+    let hidden = hidden.filter(|until| activated && inputs.now < *until);
     let ready = state.is_some_and(|state| state.target_node_domain_ready_timestamp.is_some());
     let annotated = pods::of_target(inputs, spec)
         .iter()
@@ -29,32 +37,52 @@ pub(super) fn note(
     let arrived = state.is_some() && target.is_some_and(|target| node == Some(&target.node));
     let ended = *ending == Ending::On(Side::Target);
     let seen = [
-        (inputs.ports.iter().any(activated), SignalSource::Activation),
+        (activated && hidden.is_none(), SignalSource::Activation),
         (ready, SignalSource::DomainReady),
         (annotated, SignalSource::PodAnnotation),
         (arrived || ended, SignalSource::MigrationEnd),
     ];
+    let seen_now = |kind, source| SignalSeen {
+        kind,
+        source,
+        at: inputs.now,
+        node: None,
+    };
     for (_, source) in seen.into_iter().filter(|(seen, _)| *seen) {
-        status.note_signal(SignalKind::ResumedOnTarget, source, inputs.now);
+        status.note_signal(seen_now(SignalKind::ResumedOnTarget, source));
     }
     // A guest that never left has not come back.
     let left = status.signals().guest() != GuestPlace::Source;
     if *ending == Ending::On(Side::Source) && left {
-        status.note_signal(
+        status.note_signal(seen_now(
             SignalKind::ResumedOnSource,
             SignalSource::MigrationEnd,
-            inputs.now,
-        );
+        ));
     }
     let signals = status.signals.clone();
     for (kind, step) in [
         (SignalKind::Paused, TimelineStep::Paused),
         (SignalKind::ResumedOnTarget, TimelineStep::Resumed),
     ] {
-        if let Some(first) = signals.iter().find(|seen| seen.kind == kind) {
-            status.take_step_once(step, first.at);
+        let first = signals.iter().find(|seen| seen.kind == kind);
+        // An agent's stamp can be earlier than what was seen before it came.
+        if let Some(first) = first.filter(|first| status.step(step) != Some(first.at)) {
+            status.take_step(step, first.at);
         }
     }
+    hidden
+}
+
+/// Records what the agents measured. What they told before this controller led stays.
+pub(super) fn measure(learned: &Learned, status: &mut HandoverStatus) {
+    if let Some(opening) = &learned.opening {
+        status.early_opening = Some(opening.clone());
+    }
+    if let Some(at) = learned.opened_at {
+        status.take_step_once(TimelineStep::Opened, at);
+    }
+    status.pause_ms = learned.pause_ms.or(status.pause_ms);
+    status.blackout_ms = learned.blackout_ms.or(status.blackout_ms);
 }
 
 /// Whether the target's ovn-controller has opened the port for this handover.

@@ -7,7 +7,7 @@ use handover::{
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::{MigrationReference, Place, VmReference};
+use crate::api::{EarlyOpening, MigrationReference, OpeningResult, Place, SignalSeen, VmReference};
 use crate::cluster::{LauncherPod, PodLife};
 use crate::kubevirt::VirtualMachineInstance;
 
@@ -24,6 +24,7 @@ struct World {
     now: Moment,
     spec: HandoverSpec,
     status: HandoverStatus,
+    learned: Learned,
 }
 
 fn moment(text: &str) -> Moment {
@@ -100,6 +101,15 @@ fn marked(mut row: PortRow, mark: &Mark) -> PortRow {
     row
 }
 
+fn told(kind: SignalKind, source: SignalSource, at: &str) -> SignalSeen {
+    SignalSeen {
+        kind,
+        source,
+        at: moment(at),
+        node: Some("n1".into()),
+    }
+}
+
 fn place(node: &str) -> Place {
     Place {
         node: node.into(),
@@ -141,6 +151,7 @@ impl World {
                 ports: Vec::new(),
             },
             status: HandoverStatus::default(),
+            learned: Learned::default(),
         }
     }
 
@@ -169,6 +180,7 @@ impl World {
                 deadlines: Deadlines::default(),
                 pod_gone_grace: Duration::from_mins(1),
             },
+            learned: &self.learned,
         };
         observe(&inputs, &mut self.spec, &mut self.status)
     }
@@ -445,10 +457,104 @@ fn a_guest_that_never_left_has_not_come_back() {
     let mut world = World::recorded();
     world
         .status
-        .note_signal(SignalKind::Paused, SignalSource::Activation, moment(NOW));
+        .note_signal(told(SignalKind::Paused, SignalSource::Libvirt, NOW));
     world.migration = Some(migration("Failed"));
     world.observe();
     assert_eq!(world.status.signals().guest(), GuestPlace::BackOnSource);
+}
+
+// === Agents ===
+
+/// A port that the target has claimed and activated, with the handover in flight.
+fn activated() -> World {
+    let mut world = World::recorded();
+    let mut row = marked(row("w0.tenant"), &mark(7));
+    row.binding.additional = vec!["c2".into()];
+    row.activated = ["c2".to_owned()].into();
+    world.ports = vec![row];
+    world
+}
+
+#[test]
+fn an_activation_that_an_agent_caused_is_no_sign_of_the_guest_while_it_can_tell_itself() {
+    let until = "2026-09-01T10:10:00.2Z";
+    let mut world = activated();
+    world.learned = Learned {
+        signals: vec![told(SignalKind::Paused, SignalSource::Libvirt, NOW)],
+        activation_hidden_until: Some(moment(until)),
+        ..Learned::default()
+    };
+    let seen = world.observe();
+    assert_eq!(seen.observed.signals.guest(), GuestPlace::InTransit);
+    assert_eq!(seen.recheck, Some(moment(until)));
+    assert_eq!(world.status.step(TimelineStep::Resumed), None);
+
+    // Nobody told in time, or the agent is gone.
+    let mut late = activated();
+    late.learned = world.learned.clone();
+    late.now = moment(until);
+    assert_eq!(late.observe().observed.signals.guest(), GuestPlace::Target);
+    world.learned.activation_hidden_until = None;
+    assert_eq!(world.observe().observed.signals.guest(), GuestPlace::Target);
+}
+
+#[test]
+fn what_agents_told_is_recorded_with_its_stamp_and_the_timeline_has_the_earliest() {
+    let mut world = World::recorded();
+    let at = |millis: u32| format!("2026-09-01T10:09:59.{millis:03}Z");
+    let resumed = |source, millis| told(SignalKind::ResumedOnTarget, source, &at(millis));
+    world.learned.signals = vec![
+        told(SignalKind::Paused, SignalSource::Libvirt, &at(100)),
+        resumed(SignalSource::Libvirt, 140),
+    ];
+    world.observe();
+    world.learned.signals.push(resumed(SignalSource::Rarp, 120));
+    world.observe();
+    let status = &world.status;
+    let sources: Vec<_> = status.signals.iter().map(|seen| seen.source).collect();
+    let expected = [
+        SignalSource::Libvirt,
+        SignalSource::Rarp,
+        SignalSource::Libvirt,
+    ];
+    assert_eq!(sources, expected);
+    assert!(status.signals.iter().all(|seen| seen.node.is_some()));
+    assert_eq!(status.step(TimelineStep::Paused), Some(moment(&at(100))));
+    assert_eq!(status.step(TimelineStep::Resumed), Some(moment(&at(120))));
+}
+
+#[test]
+fn what_agents_measured_outlives_the_controller_that_they_told() {
+    let mut world = World::recorded();
+    let opening = EarlyOpening {
+        result: OpeningResult::Opened,
+        reason: None,
+        paused_at: moment(NOW),
+        paused_to_seen_us: Some(90),
+        paused_to_heard_us: Some(250),
+        heard_to_received_us: Some(120),
+        received_to_sent_us: Some(40),
+        sent_to_processed_us: None,
+    };
+    let opened = moment("2026-09-01T10:10:00.0004Z");
+    world.learned = Learned {
+        opening: Some(opening.clone()),
+        opened_at: Some(opened),
+        pause_ms: Some(42.5),
+        blackout_ms: Some(43.25),
+        ..Learned::default()
+    };
+    world.observe();
+    // Another controller, to which nobody has told anything.
+    world.learned = Learned::default();
+    world.observe();
+    let status = &world.status;
+    assert_eq!(status.early_opening, Some(opening));
+    assert_eq!(
+        (status.pause_ms, status.blackout_ms),
+        (Some(42.5), Some(43.25))
+    );
+    assert_eq!(status.step(TimelineStep::Opened), Some(opened));
 }
 
 // === Pods ===
@@ -546,8 +652,9 @@ fn what_cannot_keep_its_connections_is_named() {
             json!({ "metadata": {}, "spec": { "domain": { "devices": { "interfaces": interfaces } } } }),
         )
     };
-    let fine =
-        vmi(json!([{ "name": "a", "bridge": {} }, { "name": "b", "binding": { "name": "x" } }]));
+    let fine = vmi(json!([
+        { "name": "a", "bridge": {} }, { "name": "b", "binding": { "name": "l2bridge" } },
+    ]));
     assert_eq!(preflight(&fine), None);
     let mixed = vmi(json!([
         { "name": "a", "bridge": {} }, { "name": "b", "masquerade": {} }, { "name": "c", "sriov": {} },
@@ -565,4 +672,41 @@ fn what_cannot_keep_its_connections_is_named() {
         found.message
     );
     assert!(!found.message.contains("interface a"), "{}", found.message);
+    assert!(found.certain);
+}
+
+#[test]
+fn a_binding_that_is_not_known_is_not_called_compatible() {
+    let vmi = |interfaces: Value| -> VirtualMachineInstance {
+        from(
+            json!({ "metadata": {}, "spec": { "domain": { "devices": { "interfaces": interfaces } } } }),
+        )
+    };
+    let found = |interfaces: Value| preflight(&vmi(interfaces)).unwrap();
+    let plugin = found(json!([
+        { "name": "a", "bridge": {} }, { "name": "b", "binding": { "name": "Passt" } },
+    ]));
+    assert_eq!((plugin.certain, plugin.reason), (false, "UnknownBinding"));
+    assert!(
+        plugin
+            .message
+            .starts_with("interface b is bound by the plugin Passt,"),
+        "{}",
+        plugin.message
+    );
+    // A plugin without a name, and a member that is not known.
+    for other in [json!({ "binding": {} }), json!({ "passtBinding": {} })] {
+        let other = found(json!([other]));
+        assert_eq!((other.certain, other.reason), (false, "UnknownBinding"));
+    }
+    for name in ["vhostuser", "my-vhost-user", "OVS-DPDK"] {
+        let found = found(json!([{ "name": "b", "binding": { "name": name } }]));
+        assert_eq!((found.certain, found.reason), (true, "VhostUser"), "{name}");
+    }
+    // What is certain outweighs what is not, and both are said.
+    let both = found(json!([
+        { "name": "a", "binding": { "name": "x" } }, { "name": "b", "sriov": {} },
+    ]));
+    assert_eq!((both.certain, both.reason), (true, "Sriov"));
+    assert!(both.message.contains("interface a") && both.message.contains("interface b"));
 }

@@ -11,7 +11,7 @@ mod tables;
 mod writer;
 
 pub(crate) use owner::Owners;
-pub(crate) use pair::{Pairs, Target, is_counterpart, shown};
+pub(crate) use pair::{Pairs, Target, ends, is_counterpart, shown};
 pub(crate) use places::{PlaceSets, Places};
 pub(crate) use replica::{Databases, PortRow, View};
 pub(crate) use statics::StaticRoutes;

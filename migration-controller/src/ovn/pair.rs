@@ -154,6 +154,17 @@ pub(crate) fn shown(rows: &[PortRow]) -> Vec<PortRow> {
     Pairs::of(rows).0.iter().filter_map(Pair::shown).collect()
 }
 
+/// The rows of a VM's ports by the names that the decisions have for them: those that are for where
+/// the guest leaves, and those that are for where it goes.
+pub(crate) fn ends(rows: &[PortRow]) -> Vec<(PortName, PortRow, PortRow)> {
+    let ends = |pair: &Pair| {
+        let source = pair.source.as_ref().or(pair.target.as_ref())?;
+        let target = pair.target.as_ref().or(pair.source.as_ref())?;
+        Some((pair.name.clone(), source.clone(), target.clone()))
+    };
+    Pairs::of(rows).0.iter().filter_map(ends).collect()
+}
+
 // === impl Pair ===
 
 impl Pair {

@@ -4,17 +4,22 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use handover::{Deadlines, FlipPolicy, FlipTiming, Mark, Route};
+use handover::{Deadlines, FlipPolicy, FlipTiming, GatePolicy, Mark, OnTimeout, Route};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::api::{FlipOn, HandoverPolicy, LabelExpression, LabelOperator, RoutingMode, VmSelector};
+use crate::api::{
+    FlipOn, GateTimeout, HandoverPolicy, LabelExpression, LabelOperator, PolicyGate, RoutingMode,
+    VmSelector,
+};
 
 use crate::observe::Patience;
 use crate::ovn::{PortRow, View, is_counterpart};
 
-/// The longest time that a policy can ask for. The API server checks it too, unless it is of before
-/// the check.
-const LONGEST: f64 = 86_400.0;
+/// The longest time, in seconds, that a policy can ask for, and egress can be kept for. The API server
+/// checks it too, unless it is of before the check.
+pub(crate) const LONGEST: f64 = 86_400.0;
+/// How many seconds a gate can take: less than virt-handler's own 30.
+const GATE_SECONDS: std::ops::RangeInclusive<u64> = 1..=25;
 
 /// How handovers are done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) mode: RoutingMode,
     /// When it does.
     pub(crate) flip: FlipPolicy,
+    /// How long a migration waits for its network, and what then.
+    pub(crate) gate: GatePolicy,
 }
 
 /// A policy, read.
@@ -45,6 +52,8 @@ struct Asked {
     peers: Option<Duration>,
     release: Option<Duration>,
     establish: Option<Duration>,
+    gate_deadline: Option<Duration>,
+    on_timeout: Option<OnTimeout>,
 }
 
 // === impl Settings ===
@@ -104,11 +113,13 @@ fn begun(ports: &[PortRow], placed: bool) -> Option<RoutingMode> {
 impl TryFrom<HandoverPolicy> for Policy {
     type Error = String;
 
-    /// What the API server's validation refuses is refused here too: the CRD may be an older one.
+    /// What contradicts itself and what is out of range is refused here as the API server's validation
+    /// does: the CRD may be an older one. How many there may be of something is the API's alone to say.
     fn try_from(policy: HandoverPolicy) -> Result<Self, String> {
         let spec = policy.spec;
         let routing = spec.routing.unwrap_or_default();
         let deadlines = spec.deadlines.unwrap_or_default();
+        let gate = spec.gate.unwrap_or_default();
         #[expect(
             clippy::cast_precision_loss,
             reason = "a number of seconds that loses precision is refused for its size"
@@ -121,10 +132,15 @@ impl TryFrom<HandoverPolicy> for Policy {
             peers: seconds("deadlines.peersSeconds", deadlines.peers_seconds)?,
             release: seconds("deadlines.releaseSeconds", deadlines.release_seconds)?,
             establish: seconds("deadlines.establishSeconds", deadlines.establish_seconds)?,
+            gate_deadline: gate_deadline(gate)?,
+            on_timeout: gate.on_timeout.map(OnTimeout::from),
         };
         let keeps = asked.keep_egress.is_some_and(|keep| !keep.is_zero());
         if keeps && asked.mode == Some(RoutingMode::StaticRoutes) {
             return Err("spec.routing: only AddressSets can keep egress".into());
+        }
+        if keeps && asked.timing == Some(FlipTiming::OnPause) {
+            return Err("spec.routing: egress that is kept cannot flip on the pause".into());
         }
         let selector = spec.vm_selector.unwrap_or_default();
         if let Some(wrong) = selector.match_expressions.iter().find(|e| !is_whole(e)) {
@@ -202,6 +218,10 @@ impl Policy {
                     RoutingMode::StaticRoutes => Duration::ZERO,
                 },
             },
+            gate: GatePolicy {
+                deadline: asked.gate_deadline.unwrap_or(defaults.gate.deadline),
+                on_timeout: asked.on_timeout.unwrap_or(defaults.gate.on_timeout),
+            },
         }
     }
 }
@@ -213,6 +233,26 @@ impl From<FlipOn> for FlipTiming {
             FlipOn::OnPause => Self::OnPause,
         }
     }
+}
+
+impl From<GateTimeout> for OnTimeout {
+    fn from(timeout: GateTimeout) -> Self {
+        match timeout {
+            GateTimeout::Ignore => Self::Ignore,
+            GateTimeout::Fail => Self::Fail,
+        }
+    }
+}
+
+fn gate_deadline(gate: PolicyGate) -> Result<Option<Duration>, String> {
+    let Some(seconds) = gate.deadline_seconds else {
+        return Ok(None);
+    };
+    let fits = |seconds: &u64| GATE_SECONDS.contains(seconds);
+    let whole = u64::try_from(seconds).ok().filter(fits);
+    let (first, last) = (GATE_SECONDS.start(), GATE_SECONDS.end());
+    let wrong = || format!("spec.gate.deadlineSeconds is {seconds}; it can be {first} to {last}");
+    whole.map(Duration::from_secs).map(Some).ok_or_else(wrong)
 }
 
 fn seconds(field: &str, seconds: Option<f64>) -> Result<Option<Duration>, String> {

@@ -21,6 +21,7 @@ fn defaults() -> Settings {
         deadlines: Deadlines::default(),
         mode: RoutingMode::AddressSets,
         flip: FlipPolicy::default(),
+        gate: GatePolicy::default(),
     }
 }
 
@@ -107,6 +108,17 @@ fn what_a_policy_leaves_out_stays_the_default() {
     let spec = json!({ "routing": { "keepEgressSeconds": 90 } });
     let applied = policy("p", &spec).unwrap().apply(defaults());
     assert_eq!(applied.flip.keep_egress, Duration::from_secs(90));
+    let spec = json!({ "gate": { "onTimeout": "Fail" } });
+    let applied = policy("p", &spec).unwrap().apply(defaults());
+    assert_eq!(applied.gate.on_timeout, OnTimeout::Fail);
+    assert_eq!(applied.gate.deadline, GatePolicy::default().deadline);
+    let spec = json!({ "gate": { "deadlineSeconds": 25 } });
+    let applied = policy("p", &spec).unwrap().apply(defaults());
+    assert_eq!(applied.gate.deadline, Duration::from_secs(25));
+    assert_eq!(applied.gate.on_timeout, OnTimeout::Ignore);
+    let spec = json!({ "routing": { "flip": "OnPause", "keepEgressSeconds": 0 } });
+    let applied = policy("p", &spec).unwrap().apply(defaults());
+    assert_eq!(applied.flip.timing, FlipTiming::OnPause);
 }
 
 #[test]
@@ -137,7 +149,20 @@ fn what_makes_no_sense_is_refused_with_the_field() {
             json!({ "routing": { "mode": "StaticRoutes", "keepEgressSeconds": 1 } }),
             "AddressSets",
         ),
+        (
+            json!({ "routing": { "flip": "OnPause", "keepEgressSeconds": 1 } }),
+            "on the pause",
+        ),
         (json!({ "routing": { "mode": "Magic" } }), "Magic"),
+        (
+            json!({ "gate": { "deadlineSeconds": 0 } }),
+            "gate.deadlineSeconds",
+        ),
+        (
+            json!({ "gate": { "deadlineSeconds": 26 } }),
+            "gate.deadlineSeconds",
+        ),
+        (json!({ "gate": { "onTimeout": "Pray" } }), "Pray"),
         (
             json!({ "vmSelector": { "matchExpressions": [{ "key": "k", "operator": "In" }] } }),
             "k In",

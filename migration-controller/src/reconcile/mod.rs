@@ -1,5 +1,6 @@
 //! One VM's handovers, observed, decided, written and recorded.
 
+mod agents;
 mod hindrance;
 mod news;
 mod plan;
@@ -13,12 +14,13 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use handover::{Decision, VmName, decide};
+use handover::{Decision, Phase, VmName, decide};
 use kube::Client;
 use kube::runtime::events::Recorder;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::agents::Hub;
 use crate::api::{Moment, RoutingMode};
 use crate::cluster::{Cluster, Kind, Listener, VmObjects};
 use crate::metrics::Metrics;
@@ -29,14 +31,19 @@ use crate::ovn::{
 use crate::policy::{Policy, Settings};
 use crate::routed::Alarms;
 
+use news::News;
 use queue::Queue;
 use record::Record;
 use rest::{Rest, rest};
 
+pub(crate) use agents::Reception;
 pub(crate) use said::Said;
 
 /// How many writes one look at a VM may lead to before others get their turn. A handover needs five.
 const MAX_WRITES: usize = 8;
+/// For how long after the pause a record may wait to be stored: what the resume leads to must not wait
+/// for the API server. Guests are paused for less.
+pub(crate) const IN_TRANSIT: Duration = Duration::from_millis(500);
 
 /// What reconciling needs.
 pub(crate) struct Reconciler {
@@ -47,10 +54,14 @@ pub(crate) struct Reconciler {
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) work: Arc<Work>,
+    /// The nodes' agents.
+    pub(crate) hub: Arc<Hub>,
     /// How handovers are done where no policy says otherwise.
     pub(crate) settings: Settings,
     /// After the last container of a finished pod: how long its interface may linger.
     pub(crate) pod_gone_grace: Duration,
+    /// How long the record of a guest that is between its hosts may wait to be stored.
+    pub(crate) in_transit: Duration,
     /// Records that the API server does not have yet, by the migration's UID.
     pub(crate) unsaved: Mutex<BTreeMap<String, Record>>,
     /// What the log has already.
@@ -88,6 +99,8 @@ struct Again {
     open: bool,
     /// The guest's node has no chassis yet.
     unmapped: bool,
+    /// A guest is between its hosts, at most until then: records are stored when it has arrived.
+    in_transit: Option<Moment>,
 }
 
 // === impl Work ===
@@ -263,7 +276,7 @@ impl Reconciler {
                 self.mention(policy);
             }
             let (view, cases) = self.look(vm, &objects, policy.as_deref(), &mut records);
-            again = summary(&cases);
+            again = summary(&cases, self.in_transit);
             let Some(case) = cases.iter().find(|case| case.decision.write.is_some()) else {
                 if !again.open {
                     self.place(vm, &objects, &view, policy.as_deref(), &mut again)
@@ -296,14 +309,40 @@ impl Reconciler {
                 Written::NotLeader => return again,
             }
         }
+        self.record_gate(vm, &mut records);
         // Of what is no longer worked on there is nothing left to store: its migration is gone, and its
         // namespace may be.
         self.unsaved()
             .retain(|uid, record| !record.is_of(vm) || records.contains_key(uid));
+        if let Some(until) = again.in_transit.filter(|_| !again.retry) {
+            self.unsaved().extend(records);
+            again.at = again.at.into_iter().chain([until]).min();
+            return again;
+        }
         if !self.save_all(records).await {
             again.retry = true;
         }
         again
+    }
+
+    /// Puts on record what was answered at the gate.
+    fn record_gate(&self, vm: &VmName, records: &mut BTreeMap<String, Record>) {
+        for word in self.hub.decided(vm) {
+            let newest = records.values().max_by_key(|record| record.spec.epoch);
+            let newest = newest.map(|record| record.uid().to_owned());
+            let record = word
+                .migration
+                .or(newest)
+                .and_then(|uid| records.get_mut(&uid));
+            // Of a guest that is elsewhere nobody on this node asks.
+            let asks = |record: &&mut Record| {
+                let source = record.spec.source.as_ref();
+                source.is_none_or(|source| source.node == word.node)
+            };
+            if let Some(record) = record.filter(asks) {
+                record.news.push(News::gate(&word.answer));
+            }
+        }
     }
 
     /// Observes and decides every handover of the VM, the newest first. `records` carries what was
@@ -331,6 +370,7 @@ impl Reconciler {
         let mut newer_migration = false;
         for (position, mut record) in order.into_iter().enumerate() {
             let before = record.clone();
+            let learned = self.hub.learned(vm, before.uid());
             let inputs = Inputs {
                 now,
                 objects,
@@ -343,6 +383,7 @@ impl Reconciler {
                 barrier: barrier.clone(),
                 chassis_of: &chassis_of,
                 patience: settings.patience(self.pod_gone_grace),
+                learned: &learned,
             };
             let mut seen = observe(&inputs, &mut record.spec, &mut record.status);
             let router = self.databases.cluster_router();
@@ -372,6 +413,10 @@ impl Reconciler {
                 decision,
             });
         }
+        let standing = agents::standing(vm, &cases, &view.ports);
+        let guest_on = agents::guest_on(&cases, objects);
+        let asked = agents::view(objects, &cases);
+        self.hub.stand(vm, standing, guest_on.as_deref(), &asked);
         (view, cases)
     }
 
@@ -529,7 +574,7 @@ fn obstacle_to(
     obstacle(decision.write.as_ref()?, basis(view, mode, target.as_ref()))
 }
 
-fn summary(cases: &[Case]) -> Again {
+fn summary(cases: &[Case], in_transit: Duration) -> Again {
     let deadlines = cases.iter().flat_map(|case| {
         let wake = case.decision.wake_at.and_then(|at| {
             let millis = i64::try_from(at.0).ok()?;
@@ -539,10 +584,21 @@ fn summary(cases: &[Case]) -> Again {
         });
         [wake, case.seen.recheck]
     });
+    let now = Moment::now();
+    let in_transit = in_transit.as_secs_f64();
+    let in_transit = cases.iter().filter_map(|case| {
+        let status = &case.record.status;
+        let since = status
+            .phase_since
+            .filter(|_| status.phase == Phase::Switching)?;
+        let until = since.after_seconds(in_transit);
+        (now < until).then_some(until)
+    });
     Again {
         at: deadlines.flatten().min(),
         retry: false,
         unmapped: false,
+        in_transit: in_transit.max(),
         open: cases
             .iter()
             .any(|case| !case.record.status.phase.is_final()),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use handover::{Phase, SignalKind, Write};
+use handover::{Answer, Phase, SignalKind, Verdict, Write};
 use kube::runtime::events::EventType;
 
 use super::record::{GUEST_GONE, Record};
@@ -132,6 +132,21 @@ impl News {
     /// The VM has an interface that will not keep its connections.
     pub(super) fn incompatible(note: String) -> Self {
         Self::warn("ConnectionsWillBreak", note)
+    }
+
+    /// A migration began without its network being ready, or was kept from beginning.
+    pub(super) fn gate(answer: &Answer) -> Self {
+        let reason = &answer.reason;
+        match answer.verdict {
+            Verdict::Fail => Self::warn(
+                "MigrationHeldBack",
+                format!("the migration does not begin: {reason}"),
+            ),
+            Verdict::Go | Verdict::GoUnprepared => Self::warn(
+                "MigrationNotHeldBack",
+                format!("the migration begins all the same: {reason}"),
+            ),
+        }
     }
 
     fn warn(reason: &'static str, note: String) -> Self {

@@ -145,12 +145,7 @@ impl Record {
             .stored
             .as_ref()
             .and_then(|stored| stored.status.as_ref());
-        stored.is_none_or(|stored| owned(stored) != owned(&self.status))
-    }
-
-    /// The part of the status that the controller owns.
-    pub(crate) fn owned_status(&self) -> HandoverStatus {
-        owned(&self.status)
+        stored.is_none_or(|stored| *stored != self.status)
     }
 
     /// What makes the migration own the Handover; of a migration that is gone, what did.
@@ -356,7 +351,12 @@ impl Record {
             return;
         }
         self.spec.vm.uid.clone_from(&vmi.metadata.uid);
-        let Some(Incompatible { reason, message }) = found else {
+        let Some(Incompatible {
+            certain,
+            reason,
+            message,
+        }) = found
+        else {
             self.set(
                 ConditionType::Compatible,
                 ConditionStatus::True,
@@ -366,14 +366,13 @@ impl Record {
             );
             return;
         };
-        self.news.push(News::incompatible(message.clone()));
-        self.set(
-            ConditionType::Compatible,
-            ConditionStatus::False,
-            reason,
-            message,
-            now,
-        );
+        let status = if certain {
+            self.news.push(News::incompatible(message.clone()));
+            ConditionStatus::False
+        } else {
+            ConditionStatus::Unknown
+        };
+        self.set(ConditionType::Compatible, status, reason, message, now);
     }
 
     fn set(
@@ -402,15 +401,6 @@ const CANNOT_WRITE: &str = "CannotWrite";
 const ROUTES_STAY: &str = "RoutesStay";
 const SUPERSEDED: &str = "a newer migration of the VM has taken the ports over";
 
-/// Less what the nodes' agents measure and write under their own names.
-fn owned(status: &HandoverStatus) -> HandoverStatus {
-    HandoverStatus {
-        pause_ms: None,
-        blackout_ms: None,
-        ..status.clone()
-    }
-}
-
 fn failure(decision: &Decision, seen: &Observation) -> Option<String> {
     if decision.superseded {
         return Some(SUPERSEDED.to_owned());
@@ -424,6 +414,7 @@ fn failure(decision: &Decision, seen: &Observation) -> Option<String> {
             let told = seen.failure.clone();
             Some(told.unwrap_or_else(|| "the migration did not succeed".into()))
         }
+        (Phase::RollingBack, Ending::Running) => Some("the source resumed the guest".into()),
         _ => None,
     }
 }
@@ -440,6 +431,7 @@ fn word(waiting: &Waiting) -> &'static str {
         Waiting::Peers => "Peers",
         Waiting::Guest => "Guest",
         Waiting::MigrationEnd => "MigrationEnd",
+        Waiting::Outcome => "Outcome",
         Waiting::SourceRelease { .. } => "SourceRelease",
         Waiting::Binding { .. } => "Binding",
         Waiting::KeptEgress { .. } => "KeptEgress",

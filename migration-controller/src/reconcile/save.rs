@@ -118,7 +118,7 @@ impl Reconciler {
         }
         if record.is_status_stale() {
             let mut object = head(json!({ "name": record.name }));
-            object["status"] = json!(record.owned_status());
+            object["status"] = json!(record.status);
             let patch = Patch::Apply(&object);
             let stored = api.patch_status(&record.name, &apply, &patch).await?;
             self.stored(record, stored);
@@ -156,6 +156,9 @@ impl Reconciler {
     async fn tell(&self, record: &Record, news: News) {
         if let Some(phase) = news.entered {
             self.metrics.phase_entered(phase);
+            if phase.is_final() {
+                self.metrics.agents.over(&record.status);
+            }
         }
         if let Some((phase, seconds)) = news.ended {
             self.metrics.phase_ended(phase, seconds);

@@ -214,7 +214,7 @@ impl<L: Listener> Keeper<L> {
         if *last == found_now {
             return;
         }
-        *last = found_now;
+        let before = std::mem::replace(&mut *last, found_now);
         drop(last);
         if let Some(topology) = found {
             tracing::info!(
@@ -226,10 +226,13 @@ impl<L: Listener> Keeper<L> {
             }
         } else {
             let router = self.databases.cluster_router().unwrap_or_default();
-            tracing::warn!(
-                router,
-                "no such router: the routed topology's rows stay as they are"
-            );
+            let what = "no such router: the routed topology's rows stay as they are";
+            // A cluster without a routed network, or one that is not laid out yet.
+            if before == Found::NotSought {
+                tracing::info!(router, "{what}");
+            } else {
+                tracing::warn!(router, "{what}");
+            }
         }
         self.listener.everything_changed();
     }

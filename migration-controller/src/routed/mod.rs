@@ -13,4 +13,4 @@ pub(crate) use keeper::{Alarms, Keeper};
 pub(crate) use topology::{Layout, Topology};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

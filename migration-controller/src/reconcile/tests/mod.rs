@@ -1,4 +1,6 @@
+mod agents;
 mod trouble;
+mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,9 +14,9 @@ use serde_json::{Value, json};
 use super::plan;
 use super::record::Record;
 use super::rest::{Rest, rest};
+use crate::agents::Learned;
 use crate::api::{
-    Condition, ConditionStatus, ConditionType, Handover, HandoverStatus, Moment, RoutingMode,
-    TimelineStep,
+    Condition, ConditionStatus, ConditionType, Handover, Moment, RoutingMode, TimelineStep,
 };
 use crate::cluster::VmObjects;
 use crate::kubevirt::{VirtualMachineInstance, VirtualMachineInstanceMigration};
@@ -119,6 +121,7 @@ fn look(record: &mut Record, objects: &VmObjects, ports: &[PortRow]) -> Observat
             deadlines: Deadlines::default(),
             pod_gone_grace: std::time::Duration::from_mins(1),
         },
+        learned: &Learned::default(),
     };
     observe(&inputs, &mut record.spec, &mut record.status)
 }
@@ -378,35 +381,28 @@ fn trouble_is_news_once_and_passes() {
 
 #[test]
 fn what_the_network_cannot_save_is_said_once() {
-    let mut record = Record::of(&handover("m-1", 7, Phase::Pending), None);
-    let found = || {
+    let found = |certain| {
         Some(Incompatible {
+            certain,
             reason: "Masquerade",
             message: "interface a".into(),
         })
     };
-    for _ in 0..2 {
-        record.preflight(&vmi(&json!({})), found(), moment(SECOND));
-    }
-    assert_eq!(news(&record), ["ConnectionsWillBreak"]);
-}
-
-#[test]
-fn what_agents_measured_is_not_the_controllers_to_write() {
-    let stored = handover("m-1", 7, Phase::Ready);
-    let measured = HandoverStatus {
-        pause_ms: Some(42.0),
-        ..stored.status.clone().unwrap()
+    let compatible = |found: &dyn Fn() -> Option<Incompatible>| {
+        let mut record = Record::of(&handover("m-1", 7, Phase::Pending), None);
+        for _ in 0..2 {
+            record.preflight(&vmi(&json!({})), found(), moment(SECOND));
+        }
+        let said = Condition::find(&record.status.conditions, ConditionType::Compatible);
+        let told = news(&record).concat();
+        (said.unwrap().status, told)
     };
-    let stored = Arc::new(Handover {
-        status: Some(measured),
-        ..Handover::clone(&stored)
-    });
-    let mut record = Record::of(&stored, None);
-    assert!(!record.is_status_stale());
-    record.status.phase = Phase::Switched;
-    assert!(record.is_status_stale());
-    assert_eq!(record.owned_status().pause_ms, None);
+    let broken = (ConditionStatus::False, "ConnectionsWillBreak".to_owned());
+    assert_eq!(compatible(&|| found(true)), broken);
+    // Nothing is known to break: it is for whoever looks.
+    let unknown = (ConditionStatus::Unknown, String::new());
+    assert_eq!(compatible(&|| found(false)), unknown);
+    assert_eq!(compatible(&|| None), (ConditionStatus::True, String::new()));
 }
 
 // === Guests at rest ===

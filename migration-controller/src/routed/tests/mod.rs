@@ -27,7 +27,7 @@ use crate::ovn::{
 const NORTHBOUND: &str = "OVN_Northbound";
 
 /// Lays networks out, one transaction at a time.
-struct Plan {
+pub(crate) struct Plan {
     tx: Transaction,
     switches: BTreeMap<&'static str, Vec<InsertOp>>,
     routers: BTreeMap<&'static str, (BTreeMap<&'static str, &'static str>, Vec<InsertOp>)>,
@@ -43,7 +43,7 @@ impl Plan {
     }
 
     /// The cluster router, a join switch, a gateway on each of these chassis, a switch for each.
-    fn cluster(chassis: &[(&'static str, &'static [&'static str])]) -> Self {
+    pub(crate) fn cluster(chassis: &[(&'static str, &'static [&'static str])]) -> Self {
         let mut plan = Self::new();
         plan.router("cluster", None);
         plan.connect("cluster", "join", &["100.64.0.1/16", "fd64::1/64"]);
@@ -82,7 +82,7 @@ impl Plan {
         self.port(switch, peer);
     }
 
-    fn machine(&mut self, switch: &'static str, name: &str, addresses: &str) {
+    pub(crate) fn machine(&mut self, switch: &'static str, name: &str, addresses: &str) {
         let row = Row::new()
             .set("name", name)
             .set("addresses", format!("0a:00:00:00:00:01 {addresses}"));
@@ -135,16 +135,16 @@ impl Owners for Everybody {
 }
 
 /// A Northbound with a keeper, and a client of somebody else's.
-struct Lab {
-    databases: Arc<Databases>,
-    writer: Arc<Writer>,
+pub(crate) struct Lab {
+    pub(crate) databases: Arc<Databases>,
+    pub(crate) writer: Arc<Writer>,
     keeper: Keeper<Deaf>,
     other: Client,
-    southbound: Client,
+    pub(crate) southbound: Client,
     _servers: [Server; 2],
 }
 
-const DUAL: &[(&str, &[&str])] = &[
+pub(crate) const DUAL: &[(&str, &[&str])] = &[
     ("c1", &["100.64.0.2/16", "fd64::2/64"]),
     ("c2", &["100.64.0.3/16", "fd64::3/64"]),
     ("c3", &["100.64.0.4/16", "fd64::4/64"]),
@@ -182,13 +182,13 @@ impl Lab {
     }
 
     /// With the rows written.
-    async fn kept(plan: Plan) -> Self {
+    pub(crate) async fn kept(plan: Plan) -> Self {
         let lab = Self::start(plan).await;
         assert!(soon(lab.keeper.keep_once(Instant::now())).await);
         lab
     }
 
-    fn nb(&self) -> ovsdb_rs::Snapshot {
+    pub(crate) fn nb(&self) -> ovsdb_rs::Snapshot {
         let [(_, nb), _] = self.databases.replicas();
         nb.snapshot()
     }
@@ -209,7 +209,7 @@ impl Lab {
     }
 
     /// The guests' addresses in a place set.
-    fn members(&self, chassis: &str) -> BTreeSet<String> {
+    pub(crate) fn members(&self, chassis: &str) -> BTreeSet<String> {
         let of = |family| {
             let set = self.set(&place_set(chassis, family)).unwrap_or_default();
             set.into_iter()
@@ -259,7 +259,7 @@ impl Lab {
     }
 }
 
-fn texts(texts: &[&str]) -> BTreeSet<String> {
+pub(crate) fn texts(texts: &[&str]) -> BTreeSet<String> {
     texts.iter().map(|&text| text.to_owned()).collect()
 }
 

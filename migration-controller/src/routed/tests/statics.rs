@@ -519,6 +519,7 @@ async fn a_handover_under_way_keeps_its_mode() {
         deadlines: handover::Deadlines::default(),
         mode,
         flip: handover::FlipPolicy::default(),
+        gate: handover::GatePolicy::default(),
     };
     let held = |mode| asked(mode).held_to(&lab.view("w0")).mode;
     let modes = [RoutingMode::AddressSets, RoutingMode::StaticRoutes];

@@ -1,0 +1,214 @@
+//! One early opening: what was asked of the target's agent, and what came of it.
+
+use std::time::Duration;
+
+use node_hooks_api::agent as wire;
+
+use super::time::Nanos;
+use crate::api::{EarlyOpening, Moment, OpeningResult};
+
+/// For how long an order to open may go unanswered before the activation that OVN reports is taken
+/// for the guest's own. An agent takes a few milliseconds.
+const ANSWER: Duration = Duration::from_millis(50);
+/// For how long after an opening OVN's activation says nothing of the guest: longer than a guest is
+/// paused (QEMU's limit is 300 ms where nobody sets another). Beyond, who should have told of the
+/// resume is taken for dead.
+const LONGEST_PAUSE: Duration = Duration::from_millis(300);
+
+/// The pause of a guest, as its source's agent told it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pause {
+    /// By the hypervisor's stamp; zero where that is not to be believed.
+    pub(super) at: Nanos,
+    /// When the agent learned of it.
+    pub(super) seen: Nanos,
+    /// When the controller heard of it.
+    pub(super) heard: Nanos,
+    /// The handover was ready then.
+    pub(super) prepared: bool,
+}
+
+/// An order to open, and its outcome.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Opening {
+    pub(super) pause: Pause,
+    pub(super) command: u64,
+    pub(super) result: OpeningResult,
+    reason: Option<String>,
+    hops: wire::Hops,
+}
+
+impl Opening {
+    pub(super) fn asked(pause: Pause, command: u64) -> Self {
+        Self {
+            pause,
+            command,
+            result: OpeningResult::Asked,
+            reason: None,
+            hops: wire::Hops::default(),
+        }
+    }
+
+    /// Takes the agent's answer.
+    pub(super) fn answered(&mut self, outcome: &wire::Outcome) {
+        use wire::outcome::Result;
+        self.result = match outcome.result() {
+            Result::Done => OpeningResult::Opened,
+            Result::Stale => OpeningResult::Stale,
+            Result::Unknown => OpeningResult::NotArmed,
+            Result::Failed | Result::Unspecified => OpeningResult::Failed,
+        };
+        self.reason = shortened(&outcome.reason);
+        self.hops = outcome.hops.unwrap_or_default();
+    }
+
+    /// Nobody could be asked.
+    pub(super) fn unasked(&mut self) {
+        self.result = OpeningResult::NoAgent;
+    }
+
+    /// Until when OVN's word that the port is active says nothing of the guest, because it is this
+    /// opening that activated it; nothing where it is the guest's own doing.
+    ///
+    /// Only an agent that is still there will tell of the resume instead. Where none is, OVN's word
+    /// is taken early rather than KubeVirt's late: between the pause and the resume the guest runs
+    /// nowhere, and who acts then does what `FlipTiming::OnPause` does.
+    pub(super) fn hides_activation(&self, now: Nanos, connected: bool) -> Option<Nanos> {
+        let patience = match self.result {
+            OpeningResult::Asked => ANSWER,
+            OpeningResult::Opened => LONGEST_PAUSE,
+            _ => return None,
+        };
+        let until = self.pause.heard.after(patience);
+        (connected && now < until).then_some(until)
+    }
+
+    /// When the ports were open.
+    pub(super) fn opened_at(&self) -> Option<Moment> {
+        if self.result != OpeningResult::Opened {
+            return None;
+        }
+        let stamps = [self.hops.processed_at_ns, self.hops.sent_at_ns].map(Nanos);
+        let sane = |at: &Nanos| at.is_within(super::board::CLOCK_ERROR, self.pause.heard);
+        stamps.into_iter().find(sane).map(Nanos::moment)
+    }
+
+    /// As it goes into the record.
+    pub(super) fn record(&self) -> EarlyOpening {
+        let Pause {
+            at, seen, heard, ..
+        } = self.pause;
+        let received = Nanos(self.hops.received_at_ns);
+        let sent = Nanos(self.hops.sent_at_ns);
+        let processed = Nanos(self.hops.processed_at_ns);
+        let hop = |from: Nanos, to: Nanos| {
+            let stamped = from.is_stamped() && to.is_stamped();
+            stamped.then(|| to.micros_since(from))
+        };
+        EarlyOpening {
+            result: self.result,
+            reason: self.reason.clone(),
+            paused_at: if at.is_stamped() { at } else { heard }.moment(),
+            paused_to_seen_us: hop(at, seen),
+            paused_to_heard_us: hop(at, heard),
+            heard_to_received_us: hop(heard, received),
+            received_to_sent_us: hop(received, sent),
+            sent_to_processed_us: hop(sent, processed),
+        }
+    }
+}
+
+/// What a person may want to read of what an agent wrote.
+fn shortened(text: &str) -> Option<String> {
+    const LONGEST: usize = 300;
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.chars().take(LONGEST).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEARD: u64 = 1_500_000_000_000_000_000;
+
+    fn opening() -> Opening {
+        let pause = Pause {
+            at: Nanos(HEARD - 300_000),
+            seen: Nanos(HEARD - 200_000),
+            heard: Nanos(HEARD),
+            prepared: true,
+        };
+        Opening::asked(pause, 1)
+    }
+
+    fn done() -> wire::Outcome {
+        wire::Outcome {
+            result: wire::outcome::Result::Done.into(),
+            hops: Some(wire::Hops {
+                received_at_ns: HEARD + 150_000,
+                sent_at_ns: HEARD + 190_000,
+                processed_at_ns: HEARD + 690_000,
+            }),
+            ..wire::Outcome::default()
+        }
+    }
+
+    #[test]
+    fn every_hop_is_recorded_in_microseconds() {
+        let mut opening = opening();
+        opening.answered(&done());
+        let record = opening.record();
+        let hops = [
+            record.paused_to_seen_us,
+            record.paused_to_heard_us,
+            record.heard_to_received_us,
+            record.received_to_sent_us,
+            record.sent_to_processed_us,
+        ];
+        assert_eq!(hops, [100, 300, 150, 40, 500].map(Some));
+        assert_eq!(record.result, OpeningResult::Opened);
+        let opened = opening.opened_at().unwrap();
+        assert_eq!(opened, Nanos(HEARD + 690_000).moment());
+    }
+
+    #[test]
+    fn what_nobody_stamped_is_no_hop() {
+        let mut opening = opening();
+        opening.pause.at = Nanos::default();
+        let outcome = wire::Outcome {
+            result: wire::outcome::Result::Failed.into(),
+            reason: " no interface ".into(),
+            ..wire::Outcome::default()
+        };
+        opening.answered(&outcome);
+        let record = opening.record();
+        assert_eq!(record.paused_at, Nanos(HEARD).moment());
+        assert_eq!(record.paused_to_heard_us, None);
+        assert_eq!(record.heard_to_received_us, None);
+        assert_eq!(record.reason.as_deref(), Some("no interface"));
+        assert_eq!(opening.opened_at(), None);
+    }
+
+    #[test]
+    fn ovns_activation_is_the_openings_only_while_its_agent_can_tell_of_the_resume() {
+        let at = |millis| Nanos(HEARD).after(Duration::from_millis(millis));
+        let mut opening = opening();
+        assert!(opening.hides_activation(at(1), true).is_some());
+        assert_eq!(
+            opening.hides_activation(at(1), false),
+            None,
+            "its agent died"
+        );
+        assert_eq!(opening.hides_activation(at(50), true), None, "or froze");
+        opening.answered(&done());
+        assert_eq!(opening.hides_activation(at(50), true), Some(at(300)));
+        assert_eq!(opening.hides_activation(at(51), false), None);
+        assert_eq!(opening.hides_activation(at(300), true), None);
+        opening.unasked();
+        assert_eq!(
+            opening.hides_activation(at(1), true),
+            None,
+            "it opened nothing"
+        );
+    }
+}
