@@ -10,6 +10,8 @@ SUITE ?= trixie
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Numbers of VMs that `make bench-flip` measures with; the claims need 100 and 10000.
 SIZES ?= 100,1000,10000
+# Migrations of each strategy in each topology that `make bench-blackout` makes; the claims need 20.
+RUNS ?= 20
 GUEST_TARGET := x86_64-unknown-linux-gnu
 SCENARIOS := $(TARGET)/release/scenarios
 PROBE := $(TARGET)/guest/$(GUEST_TARGET)/release/dataplane-probe
@@ -19,60 +21,51 @@ SCENARIO_FILES := $(filter-out $(BOOKWORM_FILES),$(sort $(wildcard scenarios/fil
 comma := ,
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: root help demo test test-fast test-lab test-scenarios bench-flip lint tools build packages image kubernetes ovs-bin lab-up lab-down bench-arp-proxy fuzz-arp-proxy clean
+.PHONY: root help demo test test-fast test-lab test-scenarios bench-flip bench-blackout lint tools build packages image kubernetes ovs-bin lab-up lab-down bench-arp-proxy fuzz-arp-proxy clean
 
-help: ## List the targets
-	@echo "make demo      two real migrations, end to end, with tables of what their peers saw (root)"
-	@echo "make test      every test: unit, property, real servers, real migrations (root)"
-	@echo
-	@echo "make test-fast unit, property and real-server tests only"
-	@echo "make lint      formatting and lints, as errors"
-	@echo "make lab-up    leave a lab running, to poke at with kubectl, ovn-nbctl and virsh (root)"
-	@echo "make lab-down  remove it (root)"
-	@echo "make tools     what the others need: the lab's Debian image, kube-apiserver, OVS tools"
-	@echo "make build     the release binaries and the guest's static probe"
-	@echo
-	@echo "make bench-flip       how long a flip takes with 100 to 10,000 VMs: table, plot, JSON (root, 10 minutes)"
-	@echo "make bench-arp-proxy  how many questions a second arp-proxy answers on one core, and how fast (root)"
-	@echo "make fuzz-arp-proxy   feed it what no station sends, for FUZZ_SECONDS (600)"
-	@echo
-	@echo "make clean     remove what was built and the lab; the cache in $(CACHE) stays"
+# What `## ` after a target's name says is what `make help` shows.
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Each does its own set-up, is safe to run twice, and can be interrupted."
-	@echo "The first run takes minutes: it builds an image and a Kubernetes server, once per machine."
+	@echo "The first run takes minutes: it builds an image and a Kubernetes server, once per machine, in $(CACHE)."
 
-demo: root tools build ## A real migration in each topology
+demo: root tools build ## two real migrations, end to end, with tables of what their peers saw (root)
 	$(call say,Migrating a real guest on one switch)
 	@$(SCENARIOS) run --name demo --suite $(SUITE) --out out/demo scenarios/files/one-migration.yaml
 	$(call say,Migrating a real guest between gateways)
 	@$(SCENARIOS) run --name demo --suite $(SUITE) --out out/demo/routed scenarios/files/routed-migration.yaml
 
 # One after the other whatever -j says: timings and labs must not share the machine.
-test: root tools build ## Everything
+test: root tools build ## every test: unit, property, real servers, real migrations (root)
 	@$(MAKE) -j1 test-fast
 	@$(MAKE) -j1 test-lab
 	@$(MAKE) -j1 test-scenarios
 	$(call say,All tests passed)
 
-test-fast: ovs-bin kubernetes
+test-fast: ovs-bin kubernetes ## unit, property and real-server tests only
 	$(call say,Unit and property tests and tests against real servers)
 	@cargo test --workspace
 
-test-lab: tools build
+test-lab: tools build ## the tests of the lab itself, and of the probe between namespaces (root)
 	$(call say,Tests that need root or time: the probe between namespaces$(comma) the lab itself)
-	@cargo test -p dataplane-probe -p arp-proxy -p scenarios -- --ignored --test-threads=1
+	@SEGUE_QEMU=$(CACHE)/ovs-bin/qemu-system-x86_64 cargo test -p dataplane-probe -p arp-proxy -p node-hooks -p scenarios -- --ignored --test-threads=1
 
-test-scenarios: tools build
+test-scenarios: tools build ## the real migrations only (root)
 	$(call say,Real migrations: $(words $(SCENARIO_FILES)) scenarios)
 	@$(SCENARIOS) run --name test --suite $(SUITE) --out out/test $(SCENARIO_FILES)
 	$(call say,Real migrations with an older OVN)
 	@$(SCENARIOS) run --name test --suite bookworm --out out/test/bookworm $(BOOKWORM_FILES)
 
-bench-flip: root image ## A flip's time by number of VMs, on a quiet machine
+bench-flip: root image ## how long a flip takes with 100 to 10,000 VMs: table, plot, JSON (root, 10 minutes)
 	$(call say,Timing flips with $(SIZES) VMs)
 	@$(SCENARIOS) bench flip --suite $(SUITE) --sizes $(SIZES) --check --out out/bench-flip
 
-lint:
+bench-blackout: root tools build ## what a guest's peers see of its migrations, segue beside others: table, pictures, JSON (root, an hour)
+	$(call say,Migrating $(RUNS) times by each strategy in each topology)
+	@$(SCENARIOS) bench blackout --suite $(SUITE) --runs $(RUNS) --out out/bench-blackout
+
+lint: ## formatting and lints, as errors
 	$(call say,Formatting and lints)
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --quiet -- -D warnings
@@ -80,7 +73,7 @@ lint:
 # === What the rest needs ===
 
 # The three take minutes and hardly compete: the first downloads, the others compile.
-tools: packages
+tools: packages ## what the others need: the lab's Debian image, kube-apiserver, OVS tools
 	@$(MAKE) -j3 image kubernetes ovs-bin
 
 root:
@@ -95,12 +88,12 @@ image: packages $(SCENARIOS)
 kubernetes:
 	@tools/kubernetes/build.sh >/dev/null
 
-# Open vSwitch's programs out of the lab's image, runnable without root, for the tests of ovsdb-rs.
+# Open vSwitch's programs out of the lab's image, runnable without root, for the tests of ovsdb-rs and node-hooks.
 ovs-bin: image
 	@tools/ovs-bin.sh "$$($(SCENARIOS) lab image --suite $(SUITE) --print)" $(CACHE)/ovs-bin
 
 BINARIES := $(SCENARIOS) $(TARGET)/release/migration-controller $(TARGET)/release/arp-proxy
-build: $(BINARIES) $(PROBE)
+build: $(BINARIES) $(PROBE) ## the release binaries and the guest's static probe
 
 # Cargo knows best what is up to date.
 .PHONY: $(BINARIES) $(PROBE)
@@ -112,26 +105,26 @@ $(PROBE):
 	@RUSTFLAGS="-C target-feature=+crt-static" CARGO_PROFILE_RELEASE_STRIP=true cargo build --release -p dataplane-probe \
 	    --target $(GUEST_TARGET) --target-dir $(TARGET)/guest
 
-lab-up: root tools build
+lab-up: root tools build ## leave a lab running, to poke at with kubectl, ovn-nbctl and virsh (root)
 	@$(SCENARIOS) lab up --suite $(SUITE)
 
-lab-down: $(SCENARIOS)
+lab-down: $(SCENARIOS) ## remove that lab (root)
 	@$(SCENARIOS) lab down
 
-bench-arp-proxy: root
+bench-arp-proxy: root ## how many questions a second arp-proxy answers on one core, and how fast (root)
 	$(call say,arp-proxy: 10$(comma)000 questions a second on one core)
 	@cargo bench -p arp-proxy --bench flood -- --json $(CURDIR)/out/bench-arp-proxy/results.json
 
 # The sanitizer needs a flag that only nightly takes, or a compiler that is told to behave like one. What is found worth
 # keeping is replayed by an ordinary test, with overflow checks.
 FUZZ_SECONDS ?= 600
-fuzz-arp-proxy:
+fuzz-arp-proxy: ## feed arp-proxy what no station sends, for FUZZ_SECONDS (600)
 	$(call say,Fuzzing what arp-proxy receives for $(FUZZ_SECONDS) s)
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz --version 0.13.2
 	@cd arp-proxy && RUSTC_BOOTSTRAP=1 nice -n 19 cargo fuzz run -O wire -- -max_total_time=$(FUZZ_SECONDS) -max_len=512 -print_final_stats=1
 	@cd arp-proxy && RUSTC_BOOTSTRAP=1 nice -n 19 cargo fuzz cmin -O wire -- -max_len=512
 
-clean:
+clean: ## remove what was built and the lab; the cache stays
 	@if [ -x $(SCENARIOS) ] && [ "$$(id -u)" = 0 ]; then $(SCENARIOS) lab down; fi
-	@rm -rf out
+	@rm -rf out arp-proxy/fuzz/target
 	@cargo clean

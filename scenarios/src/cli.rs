@@ -29,7 +29,7 @@ enum Command {
     ///
     /// Exits with 0 when every check of every scenario held, with 1 otherwise.
     Run(cli_run::RunArgs),
-    /// Measures what OVN does by itself, without guests.
+    /// Measures: how long OVN takes to follow, and what peers of a guest see of its migrations.
     Bench(cli_bench::BenchArgs),
     /// Runs as the first process of a host.
     #[command(name = node::INIT_VERB, hide = true)]

@@ -11,6 +11,7 @@ use scenarios::bench::{self, BenchSpec, LARGE, Measured, SMALL};
 use scenarios::lab::{Lab, LabName, LabSpec, Progress as _, Suite, Terminal};
 use tokio::runtime;
 
+use crate::cli_blackout::{self, BlackoutArgs};
 use crate::cli_lab::interruptible;
 
 /// Arguments of `scenarios bench`.
@@ -27,6 +28,11 @@ enum What {
     /// On a lab of its own with a real Northbound, Southbound, northd and ovn-controller, without guests. From the
     /// commit to its acknowledgement, to the Southbound being up to date, and to the flows being installed.
     Flip(FlipArgs),
+    /// Compares what a guest's peers see of its migrations, by who hands its port over: segue, and what others do.
+    ///
+    /// Real migrations on a lab for each topology. The strategies take turns; the peers' sequences of writes are replayed
+    /// on the same lab. Ctrl-C ends it with the figures that there are.
+    Blackout(BlackoutArgs),
 }
 
 /// Arguments of `scenarios bench flip`.
@@ -64,8 +70,10 @@ struct FlipArgs {
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let What::Flip(args) = &args.what;
-    flip(args)
+    match &args.what {
+        What::Flip(args) => flip(args),
+        What::Blackout(args) => cli_blackout::run(args),
+    }
 }
 
 fn flip(args: &FlipArgs) -> Result<ExitCode> {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use scenarios::cluster::Parts;
-use scenarios::kubevirt::Role;
+use scenarios::kubevirt::{Delays, Role};
 use scenarios::lab::{Accel, Lab, LabName, LabSpec, Progress as _, Suite, Terminal};
 use scenarios::report::{self, Report};
 use scenarios::runner::{Runner, report_path, write_report};
@@ -95,6 +95,7 @@ impl PartsArgs {
             })?,
             accel: self.accel,
             roles: Role::ALL.to_vec(),
+            delays: Delays::default(),
         })
     }
 }
@@ -164,7 +165,7 @@ fn remove_old_reports(out: &Path, scenarios: &[Scenario]) -> Result<()> {
 
 /// What the runner and the stand-in for KubeVirt do goes to DIR/scenarios.log; the terminal is for
 /// progress and results.
-fn log_to(out: &Path) -> Result<()> {
+pub(crate) fn log_to(out: &Path) -> Result<()> {
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let path = out.join("scenarios.log");
     let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;

@@ -6,6 +6,7 @@ use clap::Parser;
 
 mod cli;
 mod cli_bench;
+mod cli_blackout;
 mod cli_lab;
 mod cli_run;
 mod cli_serve;

@@ -21,8 +21,11 @@ use kube::{
     Api, Client, Config, ResourceExt as _,
     api::{ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
+    runtime::wait::{await_condition, conditions::is_crd_established},
 };
+use migration_controller::api::HandoverPolicy;
 use scenarios::kubernetes::{Assets, ControlPlane, Error, Port, Settings, here};
+use serde_json::json;
 use tempfile::TempDir;
 
 fn settings(directory: &Path) -> Settings {
@@ -201,6 +204,71 @@ async fn the_shipped_manifests_apply_and_their_account_cannot_touch_what_kubevir
         }
     }
     assert!(!can("get", "secrets").await);
+    plane.stop().await.unwrap();
+}
+
+/// What the API says of policies that contradict themselves: the field, and a word of the rule's message.
+#[tokio::test]
+async fn a_policy_that_contradicts_itself_is_refused_by_the_api() {
+    let (plane, _directory) = start().await;
+    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
+    plane
+        .kubectl()
+        .apply_kustomization(&manifests)
+        .await
+        .unwrap();
+    let crds: Api<CustomResourceDefinition> = Api::all(plane.client());
+    let served = await_condition(crds, "handoverpolicies.segue.io", is_crd_established());
+    let crd = served.await.unwrap().unwrap();
+    let refused = [
+        (
+            json!({"routing": {"mode": "StaticRoutes", "keepEgressSeconds": 5}}),
+            "spec.routing",
+            "only AddressSets can keep egress",
+        ),
+        (
+            json!({"routing": {"flip": "OnPause", "keepEgressSeconds": 5}}),
+            "spec.routing",
+            "cannot flip on the pause",
+        ),
+        (
+            json!({"vmSelector": {"matchExpressions": [{"key": "tier", "operator": "In"}]}}),
+            "spec.vmSelector.matchExpressions[0]",
+            "In and NotIn need values",
+        ),
+    ];
+    let rules = serde_json::to_string(&crd).unwrap();
+    assert_eq!(
+        rules.matches(r#""rule":"#).count(),
+        refused.len(),
+        "every rule is tried"
+    );
+
+    let policies: Api<HandoverPolicy> = Api::all(plane.client());
+    let create = async |spec: &serde_json::Value| {
+        let policy = HandoverPolicy::new("tried", serde_json::from_value(spec.clone()).unwrap());
+        policies.create(&PostParams::default(), &policy).await
+    };
+    for (spec, field, why) in &refused {
+        let Err(kube::Error::Api(status)) = create(spec).await else {
+            panic!("the API takes {spec}")
+        };
+        assert_eq!((status.code, status.reason.as_str()), (422, "Invalid"));
+        let details = status.details.as_ref().unwrap();
+        let fields: Vec<_> = details.causes.iter().map(|cause| &cause.field).collect();
+        assert_eq!(fields, [field], "{status:?}");
+        assert!(status.message.contains(why), "{status:?}");
+    }
+    let fine = json!({
+        "namespaces": ["demo"],
+        "vmSelector": {"matchExpressions": [
+            {"key": "tier", "operator": "In", "values": ["web"]},
+            {"key": "legacy", "operator": "DoesNotExist"},
+        ]},
+        "routing": {"mode": "AddressSets", "flip": "OnResume", "keepEgressSeconds": 5},
+        "deadlines": {"peersSeconds": 1.5},
+    });
+    create(&fine).await.unwrap();
     plane.stop().await.unwrap();
 }
 

@@ -99,7 +99,7 @@ impl Vm {
     }
 
     /// Round and round.
-    #[allow(clippy::cast_possible_truncation)]
+    #[allow(clippy::cast_possible_truncation, reason = "below NODES, a u8")]
     pub(super) fn node(self) -> Node {
         Node(1 + (self.0 % u32::from(NODES)) as u8)
     }
@@ -108,7 +108,10 @@ impl Vm {
         format!("vm{}", self.0)
     }
 
-    #[allow(clippy::cast_possible_truncation)]
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "a VM's number is below MOST, which fills the subnets"
+    )]
     pub(super) fn address(self) -> Ipv4Addr {
         let number = (self.0 / u32::from(NODES)) as u16;
         self.node().host(Self::RESERVED + number)

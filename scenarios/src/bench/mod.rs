@@ -20,7 +20,9 @@ use ovsdb_rs::Transaction;
 
 use crate::lab::{Host, INTEGRATION_BRIDGE, Lab, Progress};
 
+pub mod blackout;
 mod databases;
+mod draw;
 mod environment;
 mod files;
 mod flip;

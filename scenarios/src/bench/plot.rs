@@ -1,10 +1,10 @@
 //! Results as a picture.
 
 use anyhow::{Context as _, Result};
-use plotters::coord::Shift;
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::text_anchor::HPos;
 
+use super::draw::{BLUE, Canvas, FAINT, GREEN, GREY, GRID, INK, ORANGE, dashes, pixel, text};
 use super::table::grouped;
 use super::{Distribution, LARGE, Method, Results};
 
@@ -15,16 +15,6 @@ const TOP: f64 = 112.0;
 const BOTTOM: f64 = 492.0;
 /// What two labels must be apart to be read.
 const LABEL_HEIGHT: f64 = 19.0;
-
-const INK: RGBColor = RGBColor(0x21, 0x25, 0x29);
-const FAINT: RGBColor = RGBColor(0x6c, 0x75, 0x7d);
-const GRID: RGBColor = RGBColor(0xe9, 0xec, 0xef);
-const GREEN: RGBColor = RGBColor(0x08, 0x7f, 0x5b);
-const BLUE: RGBColor = RGBColor(0x19, 0x71, 0xc2);
-const ORANGE: RGBColor = RGBColor(0xd9, 0x48, 0x0f);
-const GREY: RGBColor = RGBColor(0x86, 0x8e, 0x96);
-
-type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// A logarithmic axis.
 #[derive(Clone, Copy, Debug)]
@@ -279,52 +269,6 @@ impl Axis {
         let share = (value.max(self.low / 2.0) / self.low).log10() / (self.high / self.low).log10();
         self.from + share * (self.to - self.from)
     }
-}
-
-/// Cuts a path into dashes.
-fn dashes(path: &[(f64, f64)]) -> Vec<Vec<(i32, i32)>> {
-    const PERIOD: f64 = 9.0;
-    let mut dashes = Vec::new();
-    for ((x0, y0), (x1, y1)) in path.iter().zip(path.iter().skip(1)) {
-        let length = (x1 - x0).hypot(y1 - y0);
-        let along = |distance: f64| {
-            let share = (distance / length).min(1.0);
-            pixel(x0 + share * (x1 - x0), y0 + share * (y1 - y0))
-        };
-        let mut at = 0.0;
-        while at < length {
-            dashes.push(vec![along(at), along(at + PERIOD / 2.0)]);
-            at += PERIOD;
-        }
-    }
-    dashes
-}
-
-fn text(
-    canvas: &Canvas<'_>,
-    what: &str,
-    (x, y): (f64, f64),
-    size: u32,
-    color: RGBColor,
-    anchor: HPos,
-    bold: bool,
-) -> Result<()> {
-    let weight = if bold {
-        FontStyle::Bold
-    } else {
-        FontStyle::Normal
-    };
-    let font = ("sans-serif", size).into_font().style(weight);
-    let style = TextStyle::from(font)
-        .color(&color)
-        .pos(Pos::new(anchor, VPos::Center));
-    canvas.draw_text(what, &style, pixel(x, y))?;
-    Ok(())
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "pixels of a small picture")]
-fn pixel(x: f64, y: f64) -> (i32, i32) {
-    (x.round() as i32, y.round() as i32)
 }
 
 /// A time in the unit that people would say it in.

@@ -16,6 +16,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::lab::routed::CLUSTER_ROUTER;
 use crate::lab::{Host, Lab};
 
+use super::Gate;
+
 /// Where it serves metrics and probes, in central's network namespace.
 const SERVES: &str = "127.0.0.1:9402";
 /// A start takes a fraction of a second; the rest is for a busy machine.
@@ -61,11 +63,29 @@ impl Controller {
         })
     }
 
+    /// Whether it was started, and neither stopped nor killed since.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// Starts it and returns once it says that it is ready.
     ///
     /// # Errors
     /// When it ends or is not ready in time, with the end of its log.
     pub async fn start(&mut self) -> Result<()> {
+        self.start_with(None).await
+    }
+
+    /// Ends it, if it runs, and starts it with its way to the Northbound through a gate, or with none.
+    ///
+    /// # Errors
+    /// Those of [`stop`](Self::stop) and [`start`](Self::start).
+    pub async fn restart(&mut self, gate: Option<&Gate>) -> Result<()> {
+        self.stop().await?;
+        self.start_with(gate).await
+    }
+
+    async fn start_with(&mut self, gate: Option<&Gate>) -> Result<()> {
         ensure!(self.child.is_none(), "the controller runs already");
         let log = File::options()
             .create(true)
@@ -76,6 +96,7 @@ impl Controller {
         command
             .env_clear()
             .envs(self.environment.iter().cloned())
+            .envs(gate.map(|gate| ("SEGUE_NB", gate.endpoint())))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);

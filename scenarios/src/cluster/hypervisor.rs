@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context as _, Result, anyhow};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 
 use crate::kubevirt::{
     BoxError, DomainEvent, DomainState, Hypervisor, Machine, Migration, Nic as VmiNic, Sandbox,
@@ -16,6 +16,7 @@ use crate::kubevirt::{
 use crate::lab::events::{Event, Follower, Kind, Lifecycle};
 use crate::lab::libvirt::{MigrateOptions, MigrationJob, Outcome};
 use crate::lab::routed::RoutedNetwork;
+use crate::lab::topology::{SharedSwitch, Subnet};
 use crate::lab::{Accel, Guest, GuestSpec, Host, Lab, Nic, events, guest, libvirt, topology};
 
 const DEFAULT_MEMORY_MIB: u32 = 128;
@@ -33,6 +34,8 @@ struct Inner {
     accel: Accel,
     state: std::sync::Mutex<State>,
     events: broadcast::Sender<Event>,
+    /// Told when a pod has lost its taps.
+    unplugged: Notify,
     _followers: Vec<Follower>,
 }
 
@@ -73,6 +76,7 @@ impl LabHypervisor {
             accel,
             state: std::sync::Mutex::default(),
             events,
+            unplugged: Notify::new(),
             _followers: followers,
         })))
     }
@@ -85,6 +89,19 @@ impl LabHypervisor {
     /// Says how the next migration of a domain is to go.
     pub fn plan(&self, domain: &str, options: MigrateOptions) {
         self.state().plans.insert(domain.to_owned(), options);
+    }
+
+    /// Returns once no pod has the taps of these interfaces on a node.
+    pub async fn unplugged(&self, node: &str, nics: &[Nic]) {
+        let place = place_of(node, nics);
+        loop {
+            // Made before looking: what happens in between is not missed.
+            let unplugged = self.0.unplugged.notified();
+            if !self.state().plugged.contains_key(&place) {
+                return;
+            }
+            unplugged.await;
+        }
     }
 
     /// The guest behind a domain, once it was started somewhere.
@@ -131,15 +148,25 @@ impl LabHypervisor {
             nic.lsp.clone()
         };
         if card.of_pod {
-            RoutedNetwork::attach(&self.0.lab)
-                .add_pod_port(nic, &sandbox.node, &lsp, &card.vm)
-                .await?;
+            let (node, vm) = (sandbox.node.as_str(), card.vm.as_deref());
+            if let Some(switch) = self.shared_switch(nic) {
+                switch.add_pod_port(nic, node, &lsp, vm).await?;
+            } else {
+                let network = RoutedNetwork::attach(&self.0.lab);
+                network.add_pod_port(nic, node, &lsp, vm).await?;
+            }
         }
         if is_there {
             node.ovs().add_port(&nic.tap(), &lsp).await
         } else {
             guest::plug_as(node, nic, &lsp).await
         }
+    }
+
+    /// The shared switch that an interface is on, by its address; none on the routed network.
+    fn shared_switch(&self, nic: &Nic) -> Option<SharedSwitch<'_>> {
+        let subnet = Subnet::of(nic)?;
+        Some(SharedSwitch::attach(&self.0.lab, subnet))
     }
 
     async fn copy(&self, migration: &Migration) -> Result<()> {
@@ -246,10 +273,16 @@ impl Hypervisor for LabHypervisor {
         if holder.as_ref() == Some(&sandbox.uid) {
             guest::unplug(self.node(&sandbox.node)?, &nics).await?;
             self.state().plugged.remove(&place);
+            self.0.unplugged.notify_waiters();
         }
-        if cards.iter().any(|card| card.of_pod) {
-            let network = RoutedNetwork::attach(&self.0.lab);
-            network.del_pod_port(&sandbox.port()).await?;
+        for (_, nic) in cards.iter().zip(&nics).filter(|(card, _)| card.of_pod) {
+            let port = sandbox.port();
+            if let Some(switch) = self.shared_switch(nic) {
+                switch.del_pod_port(&port).await?;
+            } else {
+                let network = RoutedNetwork::attach(&self.0.lab);
+                network.del_pod_port(&port).await?;
+            }
         }
         Ok(())
     }

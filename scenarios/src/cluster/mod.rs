@@ -8,6 +8,7 @@
 //! tokio runtime starts.
 
 mod controller;
+mod gate;
 mod hypervisor;
 mod kept;
 mod objects;
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use kube::Client;
 use tokio::sync::Mutex;
 
@@ -27,6 +28,7 @@ use crate::kubevirt::{Delays, KubeVirt, Limits, NodeSpec, Role, Settings as Kube
 use crate::lab::{Accel, Lab, Progress};
 
 pub use controller::{Controller, metrics};
+pub use gate::Gate;
 pub use hypervisor::LabHypervisor;
 pub use kept::{Kept, STAND_IN, log_of_kept};
 pub(crate) use objects::{VmPort, cordon_all_but, delete_vm, ensure_namespace, vmi, vmim};
@@ -53,6 +55,19 @@ pub struct Parts {
     pub accel: Accel,
     /// The roles of KubeVirt that are stood in for; the others are left to the real components.
     pub roles: Vec<Role>,
+    /// How long things take in the stand-in.
+    pub delays: Delays,
+}
+
+/// What of segue runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segue {
+    /// Nothing.
+    Nothing,
+    /// The controller.
+    Controller,
+    /// The controller, and an agent on every node.
+    WithAgents,
 }
 
 /// A running cluster. Dropping it ends its processes.
@@ -90,7 +105,8 @@ impl Cluster {
 
         progress.step("Starting migration-controller and the stand-in for KubeVirt");
         let hypervisor = LabHypervisor::new(lab, parts.probe.clone(), parts.accel).await?;
-        let mut kubevirt = KubeVirt::new(kubevirt_settings(lab), hypervisor.clone());
+        let settings = kubevirt_settings(lab, parts.delays);
+        let mut kubevirt = KubeVirt::new(settings, hypervisor.clone());
         for &role in &parts.roles {
             kubevirt.switch_on(role, plane.client());
         }
@@ -109,6 +125,22 @@ impl Cluster {
         self.plane.client()
     }
 
+    /// Starts and stops parts of segue until this and nothing else of it runs. It does when this returns.
+    ///
+    /// # Errors
+    /// When a part does not start or stop, or there are no agents.
+    pub async fn run_segue(&self, wanted: Segue) -> Result<()> {
+        let mut controller = self.controller.lock().await;
+        match wanted {
+            Segue::Nothing => controller.stop().await,
+            Segue::Controller if controller.is_running() => Ok(()),
+            Segue::Controller => controller.start().await,
+            Segue::WithAgents => {
+                bail!("the lab has no agents: `segue-agentless` is what it can do")
+            }
+        }
+    }
+
     /// Ends everything in order; goes on after an error and returns the first.
     pub async fn stop(self) -> Result<()> {
         let controller = self.controller.lock().await.stop().await;
@@ -118,14 +150,14 @@ impl Cluster {
     }
 }
 
-fn kubevirt_settings(lab: &Lab) -> KubeVirtSettings {
+fn kubevirt_settings(lab: &Lab, delays: Delays) -> KubeVirtSettings {
     let nodes = lab.nodes().map(|node| NodeSpec {
         address: node.underlay().map(IpAddr::V4),
         ..NodeSpec::new(node.name())
     });
     KubeVirtSettings {
         nodes: nodes.collect(),
-        delays: Delays::default(),
+        delays,
         limits: Limits::default(),
     }
 }

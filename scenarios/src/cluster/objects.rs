@@ -30,6 +30,8 @@ pub(crate) struct VmPort {
     pub(crate) lsp: String,
     /// Whether each pod has another, and `lsp` is what they have in common.
     pub(crate) of_pod: bool,
+    /// Whether the ports of the pods are not to say whose they are.
+    pub(crate) unlabelled: bool,
     /// The guest's Ethernet address.
     pub(crate) mac: String,
     /// The guest's addresses.
@@ -49,6 +51,7 @@ pub(crate) fn vmi(
             let told = Port {
                 iface_id: Some(port.lsp.clone()),
                 of_pod: port.of_pod,
+                unlabelled: port.unlabelled,
                 addresses: port.addresses.clone(),
             };
             (port.interface.clone(), told)

@@ -25,6 +25,9 @@ pub struct Port {
     /// have in common.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub of_pod: bool,
+    /// Whether the ports of the pods are not to say whose they are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unlabelled: bool,
     /// What the guest has there; shown in the status of the VMI and of its pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
@@ -39,8 +42,8 @@ pub struct Nic {
     pub iface_id: String,
     /// Whether that is only what the ports of the VM's pods have in common, and each pod has a port of its own.
     pub of_pod: bool,
-    /// Whose card it is: `<namespace>/<vm>`.
-    pub vm: String,
+    /// Whose card it is, `<namespace>/<vm>`, where the ports of the pods are to say so.
+    pub vm: Option<String>,
     /// As the VMI has it.
     pub mac: String,
     /// What the guest has there, where the annotation tells.
@@ -97,7 +100,7 @@ pub fn nics(vmi: &VirtualMachineInstance) -> Result<Vec<Nic>, Error> {
             name: interface.name.clone(),
             iface_id,
             of_pod: port.of_pod,
-            vm: format!("{namespace}/{name}"),
+            vm: (!port.unlabelled).then(|| format!("{namespace}/{name}")),
             mac,
             addresses: port.addresses,
         });

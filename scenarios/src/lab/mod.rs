@@ -290,7 +290,6 @@ impl Lab {
     }
 
     /// The host with OVN's databases.
-    #[allow(clippy::indexing_slicing)]
     pub fn central(&self) -> &Host {
         // `start_hosts` puts it first, before anybody sees the lab.
         &self.record.hosts[0]

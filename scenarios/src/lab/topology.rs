@@ -9,7 +9,7 @@ use super::{
     Lab,
     guest::Nic,
     mac::MacAddr,
-    routed::{GATEWAY4, GATEWAY6, is_routed},
+    routed::{GATEWAY4, GATEWAY6, PORT_KEY, is_routed},
 };
 
 /// One of a family of subnets that do not overlap: `10.(128+n).0.0/24` and `fd00:10:(128+n)::/64`.
@@ -44,6 +44,20 @@ impl Subnet {
             gateway6: None,
             dhcp: false,
         }
+    }
+
+    /// The subnet that an interface has its address of.
+    pub fn of(nic: &Nic) -> Option<Self> {
+        let (address, _) = nic.v4?;
+        match address.octets() {
+            [10, second @ 128..=255, 0, _] => Some(Self(second - 128)),
+            _ => None,
+        }
+    }
+
+    /// The name of its logical switch.
+    pub fn switch(self) -> String {
+        format!("shared{}", self.0)
     }
 
     /// The client's interface in this subnet.
@@ -87,6 +101,11 @@ impl<'a> SharedSwitch<'a> {
         Self::create(lab, subnet).await
     }
 
+    /// The logical switch of a lab that has one.
+    pub fn attach(lab: &'a Lab, subnet: Subnet) -> Self {
+        Self { lab, subnet }
+    }
+
     /// The lowest host number, from `first` on, whose IPv4 address no port of the Northbound has.
     ///
     /// # Errors
@@ -104,7 +123,7 @@ impl<'a> SharedSwitch<'a> {
 
     /// Its name in the Northbound database.
     pub fn name(&self) -> String {
-        format!("shared{}", self.subnet.0)
+        self.subnet.switch()
     }
 
     /// Its addresses.
@@ -120,12 +139,41 @@ impl<'a> SharedSwitch<'a> {
         self.lab.nbctl(args).await.map(drop)
     }
 
-    /// Removes a logical switch port, if it is there.
+    /// Adds the port of a pod on `node` whose VM has the addresses of `nic`. It says whose it is, unless that is nobody's
+    /// business. Returns once the Southbound database has it.
+    ///
+    /// Where a port has the addresses already, the pod is one that its VM migrates to, and nothing is added.
+    pub async fn add_pod_port(
+        &self,
+        nic: &Nic,
+        node: &str,
+        lsp: &str,
+        vm: Option<&str>,
+    ) -> Result<()> {
+        if is_taken(self.lab, nic).await? {
+            return Ok(());
+        }
+        let mut args = vec!["--wait=sb".to_owned()];
+        args.extend(pod_port(&self.name(), nic, node, lsp, vm).join(&"--".to_owned()));
+        self.lab.nbctl(args).await.map(drop)
+    }
+
+    /// Removes the port of a pod, unless somebody has.
+    pub async fn del_pod_port(&self, lsp: &str) -> Result<()> {
+        let delete = ["--if-exists", "lsp-del", lsp];
+        self.lab.nbctl(delete).await.map(drop)
+    }
+
+    /// Removes a logical switch port, if it is there, or those of the VM's pods.
     pub async fn del_port(&self, lsp: &str) -> Result<()> {
-        self.lab
-            .nbctl(["--wait=sb", "--if-exists", "lsp-del", lsp])
-            .await
-            .map(drop)
+        let of_pods = self.lab.nbctl(find_of_pods("Logical_Switch_Port", lsp));
+        let mut args = ["--wait=sb", "--if-exists", "lsp-del", lsp]
+            .map(str::to_owned)
+            .to_vec();
+        for row in of_pods.await?.split_whitespace() {
+            args.extend(["--", "--if-exists", "lsp-del", row].map(str::to_owned));
+        }
+        self.lab.nbctl(args).await.map(drop)
     }
 }
 
@@ -181,6 +229,39 @@ pub(super) fn lsp_add(switch: &str, nic: &Nic, external_ids: &[(&str, &str)]) ->
     args
 }
 
+/// The commands of `ovn-nbctl` that add the port of a pod on `node` to a switch: with the addresses of `nic`, and a word
+/// that it has in common with the other ports of the VM's pods.
+pub(super) fn pod_port(
+    switch: &str,
+    nic: &Nic,
+    node: &str,
+    lsp: &str,
+    vm: Option<&str>,
+) -> [Vec<String>; 2] {
+    let of_pod = Nic {
+        lsp: lsp.to_owned(),
+        ..nic.clone()
+    };
+    let mut ids = vec![(PORT_KEY, nic.lsp.as_str())];
+    ids.extend(vm.map(|vm| ("segue.io/vm", vm)));
+    let chassis = format!("requested-chassis={node}");
+    let request = ["lsp-set-options", lsp, &chassis].map(str::to_owned);
+    [lsp_add(switch, &of_pod, &ids), request.into()]
+}
+
+/// The arguments that find the rows of a table that belong to a port, or to those of a VM's pods.
+pub(super) fn find_of_pods(table: &str, lsp: &str) -> [String; 5] {
+    let mark = format!("external_ids:\"{PORT_KEY}\"=\"{lsp}\"");
+    ["--bare", "--columns=_uuid", "find", table, &mark].map(Into::into)
+}
+
+/// Whether a port has one of an interface's addresses.
+pub(super) async fn is_taken(lab: &Lab, nic: &Nic) -> Result<bool> {
+    let taken = taken_addresses(lab).await?;
+    let mut addresses = nic.addresses();
+    Ok(addresses.any(|own| taken.contains(&own.to_string())))
+}
+
 /// Every word of `addresses` of every logical switch port.
 pub(super) async fn taken_addresses(lab: &Lab) -> Result<HashSet<String>> {
     let columns = [
@@ -210,5 +291,27 @@ mod tests {
         assert_eq!(nic.v4.unwrap().0.to_string(), "10.129.0.10");
         assert_eq!(nic.v6.unwrap().0.to_string(), "fd00:10:129::a");
         assert_eq!(nic.mac.to_string(), "0a:58:0a:81:00:0a");
+        assert_eq!(Subnet::of(&nic), Some(Subnet(1)));
+    }
+
+    #[test]
+    fn a_pods_port_asks_for_its_node_and_says_whose_it_is_only_if_that_is_known() {
+        let nic = Subnet(0).nic("web", 10);
+        let words = |vm| {
+            pod_port("shared0", &nic, "node1", "demo_pod", vm)
+                .concat()
+                .join(" ")
+        };
+        let known = words(Some("demo/web"));
+        for expected in [
+            "lsp-add shared0 demo_pod",
+            "0a:58:0a:80:00:0a 10.128.0.10 fd00:10:128::a",
+            "\"scenarios.segue.io/port\"=\"web\"",
+            "\"segue.io/vm\"=\"demo/web\"",
+            "lsp-set-options demo_pod requested-chassis=node1",
+        ] {
+            assert!(known.contains(expected), "{expected} is not in {known}");
+        }
+        assert!(!words(None).contains("segue.io/vm"));
     }
 }

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use crate::report::{Check, Direction, Flow, Forbidden, Migration};
-use crate::scenario::{Expect, FlowExpect, Opener, Outcome, PRIMARY};
+use crate::scenario::{Expect, FlowExpect, Opener, Outcome, PRIMARY, Topology};
 
+use super::migration::millis;
 use super::ovn::PortView;
 
 /// Gathers checks, held and failed ones alike.
@@ -149,6 +150,49 @@ pub(super) fn expectations(checks: &mut Checks, migration: &Migration, expect: &
     arrived(checks, vm, "from", from_vm);
 }
 
+/// What has to have happened on the way of a migration that succeeded: that the target's port was
+/// opened by the guest's own word, and that the routes followed in time. Without a controller for a
+/// while they follow late, but not too early.
+pub(super) fn on_the_way(
+    checks: &mut Checks,
+    migration: &Migration,
+    expect: &Expect,
+    killed: bool,
+) {
+    let (vm, timeline) = (&migration.vm, &migration.timeline_us);
+    if migration.outcome != Outcome::Succeeded {
+        return;
+    }
+    if !killed {
+        checks.that(
+            format!("the port of {vm} was shut on the target until the guest announced itself"),
+            timeline.activated.is_some(),
+            || "OVN's databases did not tell of an activation: it was open all along".to_owned(),
+        );
+    }
+    if migration.topology != Topology::Routed {
+        return;
+    }
+    let flip = timeline.flipped.zip(timeline.resumed);
+    checks.that(
+        format!("the routes of {vm} flip to the target"),
+        flip.is_some(),
+        || {
+            let (flipped, resumed) = (timeline.flipped, timeline.resumed);
+            format!("resumed: {resumed:?}, flipped: {flipped:?}")
+        },
+    );
+    let Some(after) = flip.map(|(flipped, resumed)| millis(flipped - resumed)) else {
+        return;
+    };
+    let what = format!("milliseconds from the resume of {vm} to its flip");
+    checks.at_most(what.as_str(), after, expect.max_flip_ms.filter(|_| !killed));
+    if let Some(least) = expect.min_flip_ms {
+        let what = format!("{what}: at least {least}");
+        checks.that(what, after >= least, || format!("{after}"));
+    }
+}
+
 /// What is expected of flows other than the primary one; `expected` is in their order.
 pub(super) fn flows(checks: &mut Checks, vm: &str, flows: &[Flow], expected: &[FlowExpect]) {
     for (flow, expect) in flows.iter().zip(expected) {
@@ -255,7 +299,7 @@ fn arrived(checks: &mut Checks, vm: &str, way: &str, direction: &Direction) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{NewConnections, Tcp, Tried};
+    use crate::report::{NewConnections, Tcp, Timeline, Tried};
     use crate::scenario::{Family, Peer};
 
     fn failed(checks: Checks) -> Vec<String> {
@@ -287,6 +331,81 @@ mod tests {
             heard_from: vec![[172, 31, 0, 11].into()],
             caveats: Vec::new(),
         }
+    }
+
+    /// A migration that succeeded, of a VM whose outside traffic flipped `flip_ms` after it resumed.
+    fn migration(activated: bool, flip_ms: Option<i64>) -> Migration {
+        const RESUMED: i64 = 200_000;
+        let Flow { to_vm, from_vm, .. } = flow();
+        Migration {
+            vm: "vm".to_owned(),
+            source: "node1".to_owned(),
+            target: "node2".to_owned(),
+            topology: Topology::Routed,
+            strategy: String::new(),
+            outcome: Outcome::Succeeded,
+            timeline_us: Timeline {
+                paused: Some(0),
+                activated: activated.then_some(RESUMED + 2_000),
+                resumed: Some(RESUMED),
+                flipped: flip_ms.map(|ms| RESUMED + ms * 1_000),
+                ..Timeline::default()
+            },
+            pause_ms: None,
+            guest_wake_ms: None,
+            network_added_ms: None,
+            network_added_error_ms: None,
+            to_vm,
+            from_vm,
+            tcp: Tcp::default(),
+            new_connections: NewConnections::default(),
+            flows: Vec::new(),
+            forbidden: Vec::new(),
+            gateway: Vec::new(),
+            caveats: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_port_that_was_never_shut_and_a_late_flip_are_failures() {
+        let failures = |migration: &Migration, expect: &Expect| {
+            let mut checks = Checks::default();
+            on_the_way(&mut checks, migration, expect, false);
+            failed(checks).len()
+        };
+        let usual = Expect::default();
+        assert_eq!(failures(&migration(true, Some(150)), &usual), 0);
+        assert_eq!(failures(&migration(true, Some(-50)), &usual), 0);
+        assert_eq!(failures(&migration(true, Some(151)), &usual), 1);
+        assert_eq!(failures(&migration(true, None), &usual), 1);
+        assert_eq!(failures(&migration(false, Some(150)), &usual), 1);
+        let kept = Expect {
+            min_flip_ms: Some(5_000.0),
+            max_flip_ms: None,
+            ..Expect::default()
+        };
+        assert_eq!(failures(&migration(true, Some(5_000)), &kept), 0);
+        assert_eq!(failures(&migration(true, Some(4_999)), &kept), 1);
+        assert_eq!(failures(&migration(true, None), &kept), 1);
+
+        let late = |expect: &Expect| {
+            let mut checks = Checks::default();
+            on_the_way(&mut checks, &migration(false, Some(900)), expect, true);
+            failed(checks).len()
+        };
+        assert_eq!(late(&usual), 0);
+        assert_eq!(late(&kept), 1);
+
+        let shared = Migration {
+            topology: Topology::Shared,
+            ..migration(true, None)
+        };
+        assert_eq!(failures(&shared, &usual), 0);
+        let back = Migration {
+            outcome: Outcome::RolledBack,
+            ..migration(false, None)
+        };
+        assert_eq!(failures(&back, &usual), 0);
     }
 
     #[test]

@@ -67,22 +67,27 @@ async fn from_ovn(followed: Followed, moments: Moments, ovn: Ovn) -> Result<()> 
     let mut changed = ovn.changed();
     let mut went_on = moments.changed();
     loop {
-        let now = SystemTime::now();
-        let views: Option<Vec<_>> = followed.ports.iter().map(|port| ovn.port(port)).collect();
-        for moment in views
-            .iter()
-            .flat_map(|views| seen_in(views, &followed, &moments))
-        {
-            moments.note(moment, now);
-        }
-        if let Some(moment) = place_seen(&ovn, &followed, &moments) {
-            moments.note(moment, now);
-        }
+        look(&ovn, &followed, &moments);
         tokio::select! {
             () = changed.next() => {}
             // What the places mean depends on what has happened. The board outlives its feeders.
             _ = went_on.changed() => {}
         }
+    }
+}
+
+/// Notes the moments that the databases show.
+pub(super) fn look(ovn: &Ovn, followed: &Followed, moments: &Moments) {
+    let now = SystemTime::now();
+    let views: Option<Vec<_>> = followed.ports.iter().map(|port| ovn.port(port)).collect();
+    for moment in views
+        .iter()
+        .flat_map(|views| seen_in(views, followed, moments))
+    {
+        moments.note(moment, now);
+    }
+    if let Some(moment) = place_seen(ovn, followed, moments) {
+        moments.note(moment, now);
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
+use dataplane_probe::packets::PacketLog;
 use dataplane_probe::report as probe;
 use dataplane_probe::run::Config;
 use futures::future::try_join_all;
@@ -46,6 +47,8 @@ pub(super) struct Flows {
 pub(super) struct Watched {
     measured: Vec<(Course, probe::Report)>,
     forbidden: Vec<report::Forbidden>,
+    /// Every packet of the primary flow, if they are wanted.
+    packets: Option<PacketLog>,
 }
 
 impl Course {
@@ -118,6 +121,7 @@ impl Course {
         let peer = bench.lab.host(self.peer.host())?;
         let mut config = Config {
             rate_hz: self.rate_hz,
+            log: bench.log_packets && self.is_primary(),
             ..Config::new(self.target)
         };
         if !self.is_primary() {
@@ -183,10 +187,18 @@ impl Flows {
             .measured
             .into_iter()
             .map(|(course, measuring)| async { anyhow::Ok((course, measuring.finish().await?)) });
-        Ok(Watched {
-            measured: try_join_all(ending).await?,
+        let mut watched = Watched {
+            measured: Vec::new(),
             forbidden,
-        })
+            packets: None,
+        };
+        for (course, outcome) in try_join_all(ending).await? {
+            if course.is_primary() {
+                watched.packets = outcome.packets;
+            }
+            watched.measured.push((course, outcome.report));
+        }
+        Ok(watched)
     }
 }
 
@@ -203,6 +215,11 @@ impl Watched {
         measured
             .map(|(course, measured)| course.report(measured, resumed))
             .collect()
+    }
+
+    /// Every packet of the primary flow, if they are wanted.
+    pub(super) fn take_packets(&mut self) -> Option<PacketLog> {
+        self.packets.take()
     }
 
     /// Those that must not pass.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use dataplane_probe::watch;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{oneshot, watch as flag};
@@ -111,7 +111,8 @@ impl Tap {
     }
 }
 
-/// Counts what is delivered to the guest until stopped; a tap may come, go and come again.
+/// Counts what is delivered to the guest until stopped; a tap may come, go and come again. What may have
+/// passed unseen is an error.
 fn count(
     config: &watch::Config,
     reached: &AtomicU64,
@@ -128,13 +129,21 @@ fn count(
             Err(error) => return Err(error.into()),
         };
         while !over() {
-            // It went away with the guest.
-            let Ok(Some(events)) = watcher.poll() else {
-                break;
+            let events = match watcher.poll() {
+                Ok(events) => events.unwrap_or_default(),
+                // With the guest.
+                Err(watch::Error::Gone { .. }) => break,
+                Err(error) => return Err(error.into()),
             };
             let delivered = events.iter().filter(|event| is_delivered(event)).count();
             reached.fetch_add(delivered as u64, Ordering::Relaxed);
         }
+        let dropped = watcher.dropped()?;
+        ensure!(
+            dropped == 0,
+            "{dropped} frames of {} came faster than they could be counted",
+            config.interface
+        );
     }
     Ok(())
 }

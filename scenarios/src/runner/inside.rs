@@ -9,8 +9,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow};
-use dataplane_probe::report::Report;
-use dataplane_probe::run::{Callee, Config, Probe};
+use dataplane_probe::run::{Callee, Config, Outcome, Probe};
 use dataplane_probe::watch;
 use tokio::sync::oneshot;
 
@@ -67,14 +66,14 @@ impl Measuring {
     }
 
     /// Ends the measurement.
-    pub(super) async fn finish(self) -> Result<Report> {
+    pub(super) async fn finish(self) -> Result<Outcome> {
         let Self { probe, host } = self;
         // The reflector is asked for its account over new connections, so the thread matters here too.
         let outcome = inside(&host, "probe", move || Ok(probe.finish())).await?;
-        for warning in outcome.warnings {
+        for warning in &outcome.warnings {
             tracing::warn!("{warning}");
         }
-        Ok(outcome.report)
+        Ok(outcome)
     }
 }
 
@@ -94,7 +93,16 @@ pub(super) async fn listen(host: &Host, address: IpAddr) -> Result<Arc<Callee>> 
 /// is not the guest's first frame. Dropping the returned watch ends it.
 pub(super) struct FirstFrame {
     stop: watch::StopHandle,
-    frames: oneshot::Receiver<Vec<u64>>,
+    frames: oneshot::Receiver<Frames>,
+}
+
+/// What a tap showed.
+#[derive(Default)]
+struct Frames {
+    /// When the guest sent something, in nanoseconds of Unix time.
+    times: Vec<u64>,
+    /// Why there may have been more.
+    caveat: Option<String>,
 }
 
 impl FirstFrame {
@@ -114,12 +122,8 @@ impl FirstFrame {
             thread::Builder::new()
                 .name("watch".to_owned())
                 .spawn(move || {
-                    let mut times = Vec::new();
-                    // The tap goes with the guest at the latest; that ends the watch as well.
-                    while let Ok(Some(events)) = watcher.poll() {
-                        times.extend(events.iter().filter_map(sent_by_guest));
-                    }
-                    _ = sender.send(times);
+                    // Whoever waited may have been cancelled.
+                    _ = sender.send(follow(&mut watcher));
                 })
                 .context("start a thread")?;
             Ok(stop)
@@ -128,15 +132,41 @@ impl FirstFrame {
         Ok(Self { stop, frames })
     }
 
-    /// Ends the watch and says when the first frame came after the guest had `resumed`.
-    pub(super) async fn after(self, resumed: SystemTime) -> Option<SystemTime> {
+    /// Ends the watch and says when the first frame came after the guest had `resumed`, and why that may
+    /// not have been the first.
+    pub(super) async fn after(self, resumed: SystemTime) -> (Option<SystemTime>, Option<String>) {
         self.stop.stop();
-        let times = self.frames.await.ok()?;
+        let Frames { times, caveat } = self.frames.await.unwrap_or_default();
         let moments = times
             .into_iter()
             .map(|nanos| SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos));
-        moments.filter(|at| *at >= resumed).min()
+        (moments.filter(|at| *at >= resumed).min(), caveat)
     }
+}
+
+fn follow(watcher: &mut watch::Watcher) -> Frames {
+    let mut times = Vec::new();
+    let ended = loop {
+        match watcher.poll() {
+            Ok(Some(events)) => times.extend(events.iter().filter_map(sent_by_guest)),
+            // The tap goes with the guest at the latest; that ends the watch as well.
+            Ok(None) | Err(watch::Error::Gone { .. }) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    let caveat = match ended.and_then(|()| watcher.dropped()) {
+        Ok(0) => None,
+        Ok(dropped) => Some(format!(
+            "the watch on the target's tap missed {dropped} frames: the guest's first may be among them"
+        )),
+        Err(error) => {
+            let error = anyhow::Error::new(error);
+            Some(format!(
+                "the watch on the target's tap ended early, and may have missed the guest's first frame: {error:#}"
+            ))
+        }
+    };
+    Frames { times, caveat }
 }
 
 fn sent_by_guest(event: &watch::Event) -> Option<u64> {

@@ -3,10 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
+use dataplane_probe::packets::PacketLog;
 use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
-use migration_controller::api::{Handover, TimelineStep};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -14,16 +14,19 @@ use crate::cluster;
 use crate::kubevirt::VirtualMachineInstanceMigration;
 use crate::lab::libvirt::{Fault, MigrateOptions};
 use crate::report::{self, Check, Interruption, Timeline, network_added_ms};
-use crate::scenario::{Failure, Kill, Migrate, Moment, Outcome};
+use crate::scenario::{Failure, Migrate, Moment, Outcome, PortsOf};
 
 use super::Bench;
 use super::checks::{self, Checks};
+use super::conduct::{Conduct, Ending};
 use super::feeders::{self, Followed};
 use super::flows::{Flows, Watched};
 use super::inside::{self, FirstFrame};
+use super::killing::Killing;
 use super::moments::Moments;
 use super::place;
 use super::pods;
+use super::shown;
 use super::vm::{RunningVm, node_of};
 
 /// What is measured before the migration begins and after it has ended, so that its beginning and
@@ -36,8 +39,14 @@ const STRETCHED_MIB: u32 = 8;
 
 /// What came of a migration.
 pub(super) struct Done {
+    /// Name of the migration object.
+    pub name: String,
     pub migration: report::Migration,
     pub checks: Vec<Check>,
+    /// When the guest paused, in nanoseconds of Unix time.
+    pub paused_ns: Option<u64>,
+    /// Every packet of the primary flow, if they are wanted.
+    pub packets: Option<PacketLog>,
 }
 
 /// Runs one migration of a scenario.
@@ -53,28 +62,31 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
         placed: vm.placed(),
     };
     bench.cluster.hypervisor.plan(&vm.domain, options(migrate));
+    let killing = Killing::prepare(bench, migrate).await?;
     let moments = Moments::new();
     let events = bench.cluster.hypervisor.raw_events();
     let mut feeders = feeders::start(&followed, &moments, &client, bench.ovn, events);
+    let conduct = Conduct::prepare(bench, vm, &followed, &moments).await?;
 
     let groups = pods::groups(bench.ovn, vm);
     let gateway = place::gateway(bench, vm, &followed.source).await?;
     let nodes = [followed.source.as_str(), followed.target.as_str()];
     let flows = Flows::start(bench, vm, &nodes).await?;
     sleep(MARGIN).await;
-    let mut disturbances = JoinSet::new();
-    disturb(bench, &followed, migrate, &moments, &mut disturbances);
+    let mut disturbances = disturb(bench, &followed, migrate, killing, &moments);
     create(bench, &followed).await?;
     let ended = async {
-        let first_frame = watch_target(bench, vm, &followed, &moments).await?;
-        moments.wait(Moment::Ended).await;
-        let handover = handover_ends(bench, &followed).await?;
+        let (first_frame, ending) = tokio::try_join!(
+            watch_target(bench, vm, &followed, &moments),
+            conduct.until_over(bench, &followed, &moments),
+        )?;
+        let mut disturbed = Vec::new();
         while let Some(done) = disturbances.join_next().await {
-            done.context("a disturbance")??;
+            disturbed.extend(done.context("a disturbance")??);
         }
-        anyhow::Ok((first_frame, handover))
+        anyhow::Ok((first_frame, ending, disturbed))
     };
-    let (first_frame, handover) = tokio::select! {
+    let (first_frame, ending, disturbed) = tokio::select! {
         ended = timeout(DEADLINE, ended) => ended.map_err(|_| late(&followed, &moments))??,
         Some(failed) = feeders.join_next() => {
             failed.context("a feeder")??;
@@ -82,21 +94,33 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
         }
     };
     sleep(MARGIN).await;
-    let watched = flows.finish(vm).await?;
+    let mut watched = flows.finish(vm).await?;
 
     let resumed = moments.at(Moment::Resumed);
-    let first_frame = match (first_frame, resumed) {
+    let (first_frame, caveat) = match (first_frame, resumed) {
         (Some(watch), Some(resumed)) => watch.after(resumed).await,
-        _ => None,
+        _ => (None, None),
     };
-    let mut migration = assemble(vm, &followed, &moments, &handover, first_frame, &watched)?;
+    let mut migration = assemble(vm, &followed, &moments, ending, first_frame, &watched)?;
+    bench.strategy.as_str().clone_into(&mut migration.strategy);
+    migration.caveats.extend(caveat);
     let now = place::gateway(bench, vm, place_after(&followed, migration.outcome)).await?;
     migration.gateway = place::compared(&gateway, &now);
     let mut checks = check(bench, vm, &followed, migrate, &migration).await?;
     let place = place_after(&followed, migration.outcome);
     checks.extend(pods::check(bench.ovn, vm, place, &groups));
+    checks.extend(disturbed);
+    if migrate.expect.shown_by_kubectl {
+        checks.extend(shown::check(bench, &followed, &migration).await?);
+    }
     checks.extend(check_flows(vm, migrate, &migration, &watched, bench)?);
-    Ok(Done { migration, checks })
+    Ok(Done {
+        name: followed.name,
+        migration,
+        checks,
+        paused_ns: moments.at(Moment::Paused).and_then(unix_nanos),
+        packets: watched.take_packets(),
+    })
 }
 
 fn late(followed: &Followed, moments: &Moments) -> anyhow::Error {
@@ -135,33 +159,36 @@ fn disturb(
     bench: &Bench<'_>,
     followed: &Followed,
     migrate: &Migrate,
+    killing: Option<Killing>,
     moments: &Moments,
-    disturbances: &mut JoinSet<Result<()>>,
-) {
-    if let Some(at) = migrate.cancel_at {
-        let migrations: Api<VirtualMachineInstanceMigration> =
-            Api::namespaced(bench.cluster.client(), &followed.namespace);
-        let (name, moments) = (followed.name.clone(), moments.clone());
-        disturbances.spawn(async move {
-            moments.wait(at).await;
-            migrations
-                .delete(&name, &DeleteParams::default())
-                .await
-                .with_context(|| format!("cancel migration {name}"))?;
-            Ok(())
-        });
+) -> JoinSet<Result<Vec<Check>>> {
+    let mut disturbances = JoinSet::new();
+    if let Some(killing) = killing {
+        disturbances.spawn(killing.run(followed.clone(), moments.clone()));
     }
-    if let Some(Kill { at, restart_at }) = migrate.kill_controller {
-        let (controller, moments) = (bench.controller.clone(), moments.clone());
-        disturbances.spawn(async move {
-            moments.wait(at).await;
-            let mut controller = controller.lock().await;
-            controller.crash().await?;
-            if let Some(restart_at) = restart_at {
-                moments.wait(restart_at).await;
-            }
-            controller.start().await
-        });
+    if let Some(at) = migrate.cancel_at {
+        disturbances.spawn(cancel(bench, followed, at, moments.clone()));
+    }
+    disturbances
+}
+
+/// Deletes the migration object at its moment.
+fn cancel(
+    bench: &Bench<'_>,
+    followed: &Followed,
+    at: Moment,
+    moments: Moments,
+) -> impl Future<Output = Result<Vec<Check>>> + use<> {
+    let migrations: Api<VirtualMachineInstanceMigration> =
+        Api::namespaced(bench.cluster.client(), &followed.namespace);
+    let name = followed.name.clone();
+    async move {
+        moments.wait(at).await;
+        migrations
+            .delete(&name, &DeleteParams::default())
+            .await
+            .with_context(|| format!("cancel migration {name}"))?;
+        Ok(Vec::new())
     }
 }
 
@@ -182,39 +209,17 @@ async fn watch_target(
     Ok(Some(watch))
 }
 
-/// Returns the handover once it is over.
-async fn handover_ends(bench: &Bench<'_>, followed: &Followed) -> Result<Handover> {
-    let handovers: Api<Handover> = Api::namespaced(bench.cluster.client(), &followed.namespace);
-    let over = |handover: Option<&Handover>| {
-        let status = handover.and_then(|handover| handover.status.as_ref());
-        status.is_some_and(|status| {
-            status.phase.is_final() || status.phase == handover::Phase::Failed
-        })
-    };
-    let handover = kube::runtime::wait::await_condition(handovers, &followed.name, over).await?;
-    handover.with_context(|| format!("handover {}/{}", followed.namespace, followed.name))
-}
-
 fn assemble(
     vm: &RunningVm,
     followed: &Followed,
     moments: &Moments,
-    handover: &Handover,
+    ending: Ending,
     first_frame: Option<SystemTime>,
     watched: &Watched,
 ) -> Result<report::Migration> {
     let measured = watched.primary()?;
-    let status = handover
-        .status
-        .as_ref()
-        .context("a handover without status")?;
-    let step = |step| status.step(step).map(|at| SystemTime::from(at.as_jiff()));
     let (paused, resumed) = (moments.at(Moment::Paused), moments.at(Moment::Resumed));
     let from_pause = |at: Option<SystemTime>| micros_between(paused?, at?);
-    let end = match status.phase {
-        handover::Phase::Succeeded => TimelineStep::Succeeded,
-        _ => TimelineStep::RolledBack,
-    };
     let pause_ms = from_pause(resumed).map(millis);
     let guest_wake_ms = match (resumed, first_frame) {
         (Some(resumed), Some(first)) => micros_between(resumed, first).map(millis),
@@ -235,21 +240,17 @@ fn assemble(
         source: followed.source.clone(),
         target: followed.target.clone(),
         topology: vm.layout.topology,
-        strategy: "segue-agentless".to_owned(),
-        outcome: match status.phase {
-            handover::Phase::Succeeded => Outcome::Succeeded,
-            handover::Phase::RolledBack => Outcome::RolledBack,
-            _ => Outcome::Failed,
-        },
+        strategy: String::new(),
+        outcome: ending.outcome,
         timeline_us: Timeline {
             armed: from_pause(moments.at(Moment::Armed)),
-            ready: from_pause(step(TimelineStep::Ready).or(moments.at(Moment::Ready))),
+            ready: from_pause(ending.ready.or(moments.at(Moment::Ready))),
             paused: from_pause(paused),
             activated: from_pause(moments.at(Moment::Activated)),
             resumed: from_pause(resumed),
             guest_first_frame: from_pause(first_frame),
             flipped: from_pause(moments.at(Moment::Flipped)),
-            finalised: from_pause(step(end)),
+            finalised: from_pause(ending.finalised),
         },
         pause_ms,
         guest_wake_ms,
@@ -275,6 +276,11 @@ async fn check(
 ) -> Result<Vec<Check>> {
     let mut checks = Checks::default();
     checks::expectations(&mut checks, migration, &migrate.expect);
+    // What others write on their own signs is measured as it is.
+    if bench.strategy.is_segue() {
+        let killed = migrate.kill_controller.is_some();
+        checks::on_the_way(&mut checks, migration, &migrate.expect, killed);
+    }
     let place = place_after(followed, migration.outcome);
     let guest = bench
         .cluster
@@ -289,7 +295,10 @@ async fn check(
         let now = bench.ovn.port(name);
         checks::port(&mut checks, name, now.as_ref(), before, place);
     }
-    place::check(&mut checks, bench.ovn, vm, place);
+    // Who moves no place sets does not have them wrong.
+    if bench.strategy.is_segue() || vm.layout.ports_of == PortsOf::Pod {
+        place::check(&mut checks, bench.ovn, vm, place);
+    }
     place::check_gateway(&mut checks, vm, &migration.gateway);
     if migrate.fail == Some(Failure::SwitchOver) {
         checks.that(
@@ -305,12 +314,14 @@ async fn check(
             || "it was cancelled too late".to_owned(),
         );
     }
-    let told = events_of(bench, followed).await?;
-    checks.that(
-        format!("Events on migration {} tell of the handover", followed.name),
-        told > 0,
-        || "there are none".to_owned(),
-    );
+    if bench.strategy.is_segue() {
+        let told = events_of(bench, followed).await?;
+        checks.that(
+            format!("Events on migration {} tell of the handover", followed.name),
+            told > 0,
+            || "there are none".to_owned(),
+        );
+    }
     let client = bench.lab.host("client")?;
     for address in vm.addresses() {
         let answer = inside::answers(client, address).await;
@@ -390,6 +401,6 @@ fn micros_between(from: SystemTime, to: SystemTime) -> Option<i64> {
     clippy::cast_precision_loss,
     reason = "microseconds of a migration are far below 2^52"
 )]
-fn millis(micros: i64) -> f64 {
+pub(super) fn millis(micros: i64) -> f64 {
     micros as f64 / 1_000.0
 }

@@ -4,6 +4,8 @@
 //! read directly, and the controller's own record is one source among them.
 
 mod checks;
+mod conduct;
+mod contest;
 mod dropping;
 mod environment;
 mod evidence;
@@ -11,6 +13,7 @@ mod feeders;
 mod flows;
 mod forbidden;
 mod inside;
+mod killing;
 mod measure;
 mod migration;
 mod moments;
@@ -19,7 +22,9 @@ mod ovn;
 mod place;
 mod pods;
 mod policies;
+mod shown;
 mod single;
+mod strategy;
 mod surroundings;
 mod vm;
 
@@ -34,12 +39,13 @@ use anyhow::{Context as _, Result};
 use futures::future::try_join_all;
 use tokio::sync::Mutex;
 
-use crate::cluster::{Cluster, Controller, Parts};
+use crate::cluster::{Cluster, Controller, Parts, Segue};
 use crate::lab::routed::outside_addresses;
 use crate::lab::{Lab, Progress};
 use crate::report::{self, Check, Environment, Report};
-use crate::scenario::{Family, Peer, Scenario, Step};
+use crate::scenario::{Family, Peer, Scenario, Step, Strategy};
 
+pub use contest::{Contest, Switch};
 pub use single::SingleVm;
 
 use checks::Checks;
@@ -71,7 +77,13 @@ struct Bench<'a> {
     ovn: &'a Ovn,
     networks: &'a Networks<'a>,
     scenario: &'a Scenario,
+    /// Who hands ports over.
+    strategy: Strategy,
+    /// Every packet of primary flows is kept.
+    log_packets: bool,
     migrations: &'a AtomicU32,
+    /// Where the report belongs; none where there is no scenario to report on.
+    out: Option<&'a Path>,
 }
 
 impl Bench<'_> {
@@ -144,8 +156,7 @@ impl<'a> Runner<'a> {
             measurements: Vec::new(),
             checks: Vec::new(),
         };
-        let evidence = out.join(EVIDENCE);
-        let ran = self.run_into(scenario, &mut report, &evidence, progress);
+        let ran = self.run_into(scenario, &mut report, out, progress);
         if let Err(error) = ran.await {
             report.checks.push(Check {
                 what: "the scenario comes to its end".to_owned(),
@@ -161,20 +172,31 @@ impl<'a> Runner<'a> {
         &mut self,
         scenario: &Scenario,
         report: &mut Report,
-        evidence: &Path,
+        out: &Path,
         progress: &dyn Progress,
     ) -> Result<()> {
         self.networks.prepare(scenario).await?;
         let mut surroundings = Surroundings::new();
         let mut vms = Vec::new();
         let ended = self
-            .play(scenario, &mut vms, &mut surroundings, report, progress)
+            .play(
+                scenario,
+                &mut vms,
+                &mut surroundings,
+                (report, out),
+                progress,
+            )
             .await;
         if ended.is_err() || !report.checks.iter().all(Check::held) {
-            self.gather(&vms, evidence, progress).await;
+            self.gather(&vms, &out.join(EVIDENCE), progress).await;
         }
         let placed = surroundings.placed();
         let mut checks = Checks(surroundings.take_down(&self.networks).await);
+        if ended.is_err() {
+            // It may have been killed, and not started again.
+            let restarted = self.cluster.controller.lock().await.restart(None).await;
+            checks.worked("the controller can be started again", &restarted);
+        }
         self.placed.extend(placed);
         for spec in &scenario.vms {
             let client = self.cluster.client();
@@ -184,6 +206,9 @@ impl<'a> Runner<'a> {
         let client = self.cluster.client();
         let deleted = policies::delete(client, &scenario.policies).await;
         checks.worked("the policies can be deleted", &deleted);
+        // With the VMs gone there is nothing left that somebody else has handed over.
+        let restored = self.cluster.run_segue(Segue::Controller).await;
+        checks.worked("the controller runs again", &restored);
         report.checks.append(&mut checks.0);
         ended
     }
@@ -193,9 +218,11 @@ impl<'a> Runner<'a> {
         scenario: &'s Scenario,
         vms: &mut Vec<RunningVm>,
         surroundings: &mut Surroundings<'s>,
-        report: &mut Report,
+        (report, out): (&mut Report, &'s Path),
         progress: &dyn Progress,
     ) -> Result<()> {
+        let segue = conduct::segue_of(scenario.strategy);
+        self.cluster.run_segue(segue).await?;
         policies::apply(self.cluster.client(), &scenario.policies).await?;
         self.boot(scenario, vms, progress).await?;
         let bench = Bench {
@@ -205,7 +232,10 @@ impl<'a> Runner<'a> {
             ovn: &self.ovn,
             networks: &self.networks,
             scenario,
+            strategy: scenario.strategy,
+            log_packets: false,
             migrations: &self.migrations,
+            out: Some(out),
         };
         surroundings.set_up(&bench, vms).await?;
         for step in &scenario.steps {
@@ -231,7 +261,12 @@ impl<'a> Runner<'a> {
                 host,
                 spec,
             );
-            vms.push(vm.await?);
+            let vm = vm.await?;
+            // Nobody else keeps place sets.
+            if scenario.strategy.is_segue() {
+                vm.placed_on(&self.ovn, &spec.node).await?;
+            }
+            vms.push(vm);
         }
         Ok(())
     }

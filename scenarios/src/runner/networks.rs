@@ -105,19 +105,22 @@ impl<'a> Networks<'a> {
         let key = vm.key();
         let label: &[_] = match vm.found_by {
             FoundBy::Label => &[("segue.io/vm", key.as_str())],
-            FoundBy::KubeOvnName => &[],
+            FoundBy::KubeOvnName | FoundBy::Nothing => &[],
         };
         for number in 0..vm.ports {
             let lsp = lsp_name(vm, number);
+            let of_pods = number == 0 && layout.ports_of == PortsOf::Pod;
             let nic = match self.of_port(layout.topology, number)? {
                 Network::Shared(switch) => {
                     let nic = switch.subnet().nic(&lsp, host);
-                    switch.add_port(&nic, label).await?;
+                    if !of_pods {
+                        switch.add_port(&nic, label).await?;
+                    }
                     nic
                 }
                 Network::Routed(network) => {
                     let nic = network.nic(&lsp, &vm.node, host)?;
-                    if layout.ports_of == PortsOf::Vm {
+                    if !of_pods {
                         network.add_port(&nic, label).await?;
                     }
                     nic
@@ -160,7 +163,7 @@ impl<'a> Networks<'a> {
 fn lsp_name(vm: &Vm, number: u8) -> String {
     let (name, namespace) = (&vm.name, &vm.namespace);
     match (vm.found_by, number) {
-        (FoundBy::Label, _) => format!("{namespace}-{name}-{number}"),
+        (FoundBy::Label | FoundBy::Nothing, _) => format!("{namespace}-{name}-{number}"),
         (FoundBy::KubeOvnName, 0) => format!("{name}.{namespace}"),
         (FoundBy::KubeOvnName, _) => format!("{name}.{namespace}.net{number}.{namespace}.ovn"),
     }

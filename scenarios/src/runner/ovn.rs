@@ -68,6 +68,7 @@ pub(super) type Places = BTreeMap<IpAddr, BTreeSet<String>>;
 /// Both databases, followed.
 #[derive(Clone)]
 pub(super) struct Ovn {
+    endpoints: [String; 2],
     north: Replica,
     south: Replica,
 }
@@ -92,26 +93,40 @@ pub(super) struct PortView {
 impl Ovn {
     /// Follows the databases of a lab.
     pub(super) async fn follow(lab: &Lab) -> Result<Self> {
-        let connect = async |endpoint: String| {
+        Self::follow_at([lab.nb_endpoint(), lab.sb_endpoint()]).await
+    }
+
+    /// The databases as they are now: what is followed may be a moment behind.
+    pub(super) async fn now(&self) -> Result<Self> {
+        Self::follow_at(self.endpoints.clone()).await
+    }
+
+    async fn follow_at(endpoints: [String; 2]) -> Result<Self> {
+        let connect = async |endpoint: &String| {
             let endpoints: Endpoints = endpoint.parse().context("the lab's endpoint")?;
             Client::connect(endpoints, ClientOptions::default())
                 .await
                 .with_context(|| format!("connect to {endpoint}"))
         };
+        let [north, south] = &endpoints;
         let north = Replica::builder("OVN_Northbound")
             .table::<LogicalSwitchPort>()
             .table::<LogicalSwitch>()
             .table::<PortGroup>()
             .table::<StaticRoute>()
             .table::<AddressSet>()
-            .start(&connect(lab.nb_endpoint()).await?)?;
+            .start(&connect(north).await?)?;
         let south = Replica::builder("OVN_Southbound")
             .table::<PortBinding>()
             .table::<Chassis>()
-            .start(&connect(lab.sb_endpoint()).await?)?;
+            .start(&connect(south).await?)?;
         north.wait_synced().await.context("the Northbound")?;
         south.wait_synced().await.context("the Southbound")?;
-        Ok(Self { north, south })
+        Ok(Self {
+            endpoints,
+            north,
+            south,
+        })
     }
 
     /// Tells of every change of either database.

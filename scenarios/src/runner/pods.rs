@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::lab::topology::Subnet;
 use crate::report::Check;
-use crate::scenario::PortsOf;
+use crate::scenario::{PortsOf, Topology};
 
 use super::checks::Checks;
 use super::ovn::Ovn;
@@ -34,9 +35,13 @@ pub(super) fn check(ovn: &Ovn, vm: &RunningVm, node: &str, before: &Groups) -> V
         && let Some(port) = vm.ports().next()
     {
         let (names, switches) = (ovn.names(port), ovn.switches(port));
+        let switch = match vm.layout.topology {
+            Topology::Shared => Subnet(0).switch(),
+            Topology::Routed => node.to_owned(),
+        };
         checks.that(
-            format!("one pod's port of {key} is left, on the switch of {node}"),
-            names.len() == 1 && switches == [node],
+            format!("one pod's port of {key} is left, on switch {switch}"),
+            names.len() == 1 && switches == [switch],
             || format!("{names:?} on {switches:?}"),
         );
         let wrong = misplaced(ovn, &Placed::in_sets(vm.routed()), None);

@@ -14,7 +14,7 @@ use crate::cluster::{self, VmPort};
 use crate::kubevirt::{VirtualMachineInstance, VmiPhase};
 use crate::lab::{Lab, Nic};
 use crate::report::Tried;
-use crate::scenario::{Family, Layout, PortsOf, Requested, Topology, Vm};
+use crate::scenario::{Family, FoundBy, Layout, PortsOf, Requested, Topology, Vm};
 
 use super::flows::of_family;
 use super::inside;
@@ -44,8 +44,8 @@ pub(super) struct RunningVm {
 }
 
 impl RunningVm {
-    /// Creates the ports and the VMI, and returns once the guest answers on all its addresses and, in
-    /// the routed topology, its traffic has a place. `host` is the guest's number in every subnet.
+    /// Creates the ports and the VMI, and returns once the guest answers on all its addresses. `host` is the guest's
+    /// number in every subnet.
     pub(super) async fn start(
         lab: &Lab,
         client: Client,
@@ -74,8 +74,12 @@ impl RunningVm {
             proofs: BTreeMap::new(),
         };
         vm.wait_reachable(lab, ovn).await?;
-        place::settled(ovn, &vm.placed(), Some(&spec.node)).await?;
         Ok(vm)
+    }
+
+    /// Returns once its traffic has its place on a node, in the routed topology.
+    pub(super) async fn placed_on(&self, ovn: &Ovn, node: &str) -> Result<()> {
+        place::settled(ovn, &self.placed(), Some(node)).await
     }
 
     /// Returns once every port is bound where the VM starts and the guest answers, and remembers how
@@ -180,6 +184,7 @@ async fn create_vmi(client: Client, spec: &Vm, nics: &[Nic], of_pod: usize) -> R
             },
             lsp: nic.lsp.clone(),
             of_pod: number < of_pod,
+            unlabelled: spec.found_by == FoundBy::Nothing,
             mac: nic.mac.to_string(),
             addresses: nic.addresses().collect(),
         })

@@ -6,7 +6,8 @@ use serde::Deserialize;
 
 /// What must come of a migration. What holds for every migration is not said here but checked
 /// always: the guest answers where it runs, the port is bound there alone, the request and the
-/// strategy are what they were, no mark is left, the handover is final; in the routed topology, the
+/// strategy are what they were, no mark is left, the handover is final, the target's port was shut
+/// until the guest announced itself (unless the controller was killed); in the routed topology, the
 /// VM's addresses are in the set of that chassis and in no other, and the guest's entry for its
 /// gateway is what it was.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -24,9 +25,22 @@ pub struct Expect {
     pub max_duplicated: Option<u64>,
     /// Most that the network may add to the hypervisor's pause, in milliseconds.
     pub max_network_added_ms: Option<f64>,
+    /// Least that the flip comes after the guest resumed on the target, in milliseconds: where the
+    /// policy keeps its egress for a while.
+    pub min_flip_ms: Option<f64>,
+    /// Most that the flip comes after the guest resumed on the target, in milliseconds; null for
+    /// whenever it comes. Of migrations in the routed topology that succeed under one controller.
+    pub max_flip_ms: Option<f64>,
+    /// `kubectl get handovers` and the Events of `kubectl describe vmim` tell of it; what they print is
+    /// kept in `kubectl.txt` beside the report.
+    pub shown_by_kubectl: bool,
     /// What must come of the other flows, by name; of those not named, what holds by default.
     pub flows: BTreeMap<String, FlowExpect>,
 }
+
+/// A controller that has the activation to go by flips within 15 ms of the resume, and one that waits
+/// for KubeVirt's word after 225 ms: what lies between is for a busy machine.
+const MAX_FLIP_MS: f64 = 150.0;
 
 impl Default for Expect {
     fn default() -> Self {
@@ -37,6 +51,9 @@ impl Default for Expect {
             from_vm_max_lost: None,
             max_duplicated: Some(0),
             max_network_added_ms: None,
+            min_flip_ms: None,
+            max_flip_ms: Some(MAX_FLIP_MS),
+            shown_by_kubectl: false,
             flows: BTreeMap::new(),
         }
     }

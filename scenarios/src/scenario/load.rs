@@ -8,7 +8,7 @@ use dataplane_probe::run::MAX_RATE_HZ;
 
 use super::{
     Family, Flow, FoundBy, Gateway, Migrate, Opener, Peer, PortsOf, Requested, Scenario, Step,
-    Topology,
+    Strategy, Topology,
 };
 
 /// A scenario file that cannot be run.
@@ -94,6 +94,7 @@ fn check(scenario: &Scenario) -> Result<(), String> {
         return Err("a scenario has at least one VM and one step".to_owned());
     }
     check_topology(scenario)?;
+    check_strategy(scenario).map_err(|why| format!("strategy {}: {why}", scenario.strategy))?;
     let mut names = BTreeSet::new();
     for vm in &scenario.vms {
         if !is_name(&vm.name) || !is_name(&vm.namespace) {
@@ -169,6 +170,41 @@ fn check_ports_of(scenario: &Scenario) -> Result<(), String> {
     }
 }
 
+/// What a peer's sequence of writes is replayed on, and what has no meaning then.
+fn check_strategy(scenario: &Scenario) -> Result<(), String> {
+    if scenario.strategy.is_segue() {
+        return Ok(());
+    }
+    if !scenario.policies.is_empty() {
+        return Err("policies are segue's, which does not run".to_owned());
+    }
+    if scenario.ports_of != PortsOf::default() {
+        return Err("whose the ports are follows from the strategy, leave out ports_of".to_owned());
+    }
+    for vm in &scenario.vms {
+        if vm.requested_chassis != Requested::Node {
+            let name = &vm.name;
+            return Err(format!(
+                "VM {name}: its ports have to request their node before"
+            ));
+        }
+        if scenario.strategy == Strategy::OvnKubernetes && vm.ports > 1 {
+            return Err(format!("VM {}: only its first port is its pods'", vm.name));
+        }
+    }
+    let migrations = scenario.steps.iter().flat_map(|step| match step {
+        Step::Migrate(migrate) => std::slice::from_ref(migrate),
+        Step::Together(migrations) => migrations,
+        Step::Quiet(_) | Step::Outage(_) => &[],
+    });
+    for migrate in migrations {
+        if migrate.kill_controller.is_some() {
+            return Err("there is no controller to kill".to_owned());
+        }
+    }
+    Ok(())
+}
+
 fn check_flow(flow: &Flow, scenario: &Scenario) -> Result<(), String> {
     let by_vm = flow.opened_by == Opener::Vm;
     if let Some(vm) = scenario.vms.iter().find(|vm| vm.ports <= flow.port) {
@@ -231,6 +267,12 @@ fn check_step(step: &Step, scenario: &Scenario) -> Result<(), String> {
             for migrate in migrations {
                 known(&migrate.vm)?;
                 check_migrate(migrate, scenario)?;
+                if migrate.kill_controller.is_some() {
+                    return Err(format!(
+                        "VM {}: the controller is killed in a migration that is alone",
+                        migrate.vm
+                    ));
+                }
                 if !moving.insert(&migrate.vm) {
                     return Err(format!("VM {} cannot migrate twice at once", migrate.vm));
                 }
@@ -397,6 +439,46 @@ steps:
 ";
 
     #[test]
+    fn a_strategy_says_whose_the_ports_are() {
+        let of = |strategy: &str| {
+            let text = GOOD.replace("name: one\n", &format!("name: one\nstrategy: {strategy}\n"));
+            parse(Path::new("x.yaml"), &text).unwrap()
+        };
+        assert_eq!(
+            parse(Path::new("x.yaml"), GOOD).unwrap().strategy,
+            Strategy::SegueAgentless
+        );
+        assert_eq!(of("kube-ovn").layout().ports_of, PortsOf::Vm);
+        assert_eq!(of("ovn-kubernetes").layout().ports_of, PortsOf::Pod);
+    }
+
+    #[test]
+    fn what_a_replayed_strategy_cannot_have_is_refused() {
+        let good = GOOD.replace("name: one\n", "name: one\nstrategy: neutron\n");
+        for (from, to, needle) in [
+            ("strategy: neutron", "strategy: newton", "newton"),
+            (
+                "to: node2",
+                "to: node2, kill_controller: {at: paused}",
+                "no controller",
+            ),
+            (
+                "node: node1",
+                "node: node1, requested_chassis: unset",
+                "request their node",
+            ),
+            ("vms:", "policies: [{name: p, spec: {}}]\nvms:", "segue's"),
+        ] {
+            let message = error(&good.replace(from, to));
+            assert!(message.contains(needle), "{message}");
+        }
+        let two = GOOD
+            .replace("name: one\n", "name: one\nstrategy: ovn-kubernetes\n")
+            .replace("node: node1", "node: node1, ports: 2");
+        assert!(error(&two).contains("only its first port"));
+    }
+
+    #[test]
     fn flows_have_defaults_and_expectations() {
         let scenario = parse(Path::new("x.yaml"), ROUTED).unwrap();
         assert_eq!(scenario.policies[0].spec["routing"]["keepEgressSeconds"], 5);
@@ -458,5 +540,10 @@ steps:
             "together: [{vm: web, to: node2}, {vm: web, to: node1}]",
         );
         assert!(error(&text).contains("twice at once"));
+        let text = GOOD.replace(
+            "migrate: {vm: web, to: node2}",
+            "together: [{vm: web, to: node2, kill_controller: {at: armed}}]",
+        );
+        assert!(error(&text).contains("alone"));
     }
 }

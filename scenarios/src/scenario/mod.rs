@@ -6,12 +6,14 @@
 mod expect;
 mod flow;
 mod load;
+mod strategy;
 
 use serde::Deserialize;
 
 pub use expect::{Expect, FlowExpect, Outcome};
 pub use flow::{Family, Flow, Opener, Peer, Probe};
 pub use load::{PRIMARY, ScenarioError, load};
+pub use strategy::{NoStrategy, Strategy};
 
 /// One scenario: a few VMs, what happens to them, what is expected.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -24,6 +26,9 @@ pub struct Scenario {
     /// How the VMs' networks are laid out.
     #[serde(default)]
     pub topology: Topology,
+    /// Who hands the VMs' ports over.
+    #[serde(default)]
+    pub strategy: Strategy,
     /// Who answers for the guests' gateway, in the routed topology.
     #[serde(default)]
     pub gateway: Gateway,
@@ -31,7 +36,8 @@ pub struct Scenario {
     /// topology. The guests' own addresses cannot be reached from outside then.
     #[serde(default)]
     pub snat: bool,
-    /// Whose the VMs' ports on the routed network are.
+    /// Whose the VMs' ports on the first network are. With `strategy: ovn-kubernetes` they are the pods' whatever is said
+    /// here.
     #[serde(default)]
     pub ports_of: PortsOf,
     /// `HandoverPolicies` that are there before the first VM is and go with the last.
@@ -61,7 +67,7 @@ pub enum Topology {
     Routed,
 }
 
-/// Whose a VM's port on the routed network is.
+/// Whose a VM's first port is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PortsOf {
@@ -69,7 +75,8 @@ pub enum PortsOf {
     #[default]
     Vm,
     /// The pod's, as in ovn-kubernetes: `<namespace>_<pod>` on its node's switch, with a host route
-    /// of the cluster router to each of the VM's addresses. For the policy `mode: StaticRoutes`.
+    /// of the cluster router to each of the VM's addresses. For the policy `mode: StaticRoutes`. On a shared switch only
+    /// with `strategy: ovn-kubernetes`.
     Pod,
 }
 
@@ -87,7 +94,10 @@ impl Scenario {
     pub fn layout(&self) -> Layout {
         Layout {
             topology: self.topology,
-            ports_of: self.ports_of,
+            ports_of: match self.strategy {
+                Strategy::OvnKubernetes => PortsOf::Pod,
+                _ => self.ports_of,
+            },
         }
     }
 }
@@ -169,6 +179,8 @@ pub enum FoundBy {
     Label,
     /// Kube-OVN's port names, `<vm>.<namespace>[.<provider>]`.
     KubeOvnName,
+    /// Not at all.
+    Nothing,
 }
 
 /// One thing that happens.
@@ -220,7 +232,7 @@ pub enum Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kill {
-    /// When it dies.
+    /// When it dies: before it writes what comes after that, or the scenario fails.
     pub at: Moment,
     /// When it is started again; at once by default.
     #[serde(default)]

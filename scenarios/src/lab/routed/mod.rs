@@ -32,12 +32,12 @@ use super::{
     Lab,
     guest::Nic,
     host::Host,
-    topology::{exists, guest_nic, lsp_add, taken_addresses},
+    topology::{exists, find_of_pods, guest_nic, lsp_add, taken_addresses},
 };
 
 pub use outside::Carried;
 pub use plan::{GATEWAY_MAC, GATEWAY4, GATEWAY6, is_routed};
-pub use rows::{PORT_KEY, node_of};
+pub use rows::{PORT_KEY, node_of, node_port};
 
 use plan::NodePlan;
 use rows::Rows;
@@ -161,7 +161,7 @@ impl<'a> RoutedNetwork<'a> {
     pub async fn del_port(&self, lsp: &str) -> Result<()> {
         let mut rows = Rows::default();
         rows.add(["--if-exists", "lsp-del", lsp]);
-        let found = |table| self.lab.nbctl(rows::find(table, lsp));
+        let found = |table| self.lab.nbctl(find_of_pods(table, lsp));
         for row in found("Logical_Switch_Port").await?.split_whitespace() {
             rows.add(["--if-exists", "lsp-del", row]);
         }

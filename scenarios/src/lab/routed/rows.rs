@@ -122,7 +122,7 @@ fn switch(rows: &mut Rows, name: &str, plan: NodePlan, gateway: &Gateway) {
 }
 
 /// The cluster router's port on a node's switch.
-fn node_port(node: &str) -> String {
+pub fn node_port(node: &str) -> String {
     format!("{CLUSTER_ROUTER}-{node}")
 }
 
@@ -185,12 +185,6 @@ pub(super) fn dhcp(rows: &mut Rows, nic: &Nic, lsp: &str) {
         rows.add(create.into_iter().chain([server.as_str()]))
             .add(port.into_iter().chain(["dhcpv6_options=@dhcp6"]));
     }
-}
-
-/// The arguments that find the rows of a table that belong to a port.
-pub(super) fn find(table: &str, lsp: &str) -> [String; 5] {
-    let mark = format!("external_ids:\"{PORT_KEY}\"=\"{lsp}\"");
-    ["--bare", "--columns=_uuid", "find", table, &mark].map(Into::into)
 }
 
 #[cfg(test)]

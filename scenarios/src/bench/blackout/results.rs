@@ -1,0 +1,285 @@
+//! What was measured: `segue.bench-blackout/v1`.
+
+use serde::{Deserialize, Serialize};
+
+use super::Run;
+use super::check::Check;
+use crate::report::Environment;
+use crate::scenario::{Strategy, Topology};
+
+/// The name and version of the format. Within it fields are only ever added.
+pub const SCHEMA: &str = "segue.bench-blackout/v1";
+
+/// One bench.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Results {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// What it ran on.
+    pub environment: Environment,
+    /// What was measured, by topology and strategy.
+    pub rows: Vec<Row>,
+    /// Migrations that did not end as they must, and why.
+    #[serde(default)]
+    pub failures: Vec<Failure>,
+    /// The claims that these figures are to bear out; none unless it is asked for.
+    #[serde(default)]
+    pub checks: Vec<Check>,
+}
+
+/// One strategy in one topology.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Who handed the port over.
+    pub strategy: Strategy,
+    /// How the network is laid out.
+    pub topology: Topology,
+    /// Migrations that the figures are of.
+    pub runs: usize,
+    /// Migrations that are not among them: they did not end as they must.
+    #[serde(default)]
+    pub failed: usize,
+    /// Migrations among them of which the probe says that it was late itself.
+    #[serde(default)]
+    pub late: usize,
+    /// STOP on the source to RESUME on the target, from QEMU's own events.
+    pub pause_ms: Option<Distribution>,
+    /// The longest gap around the pause, less the pause and the guest's wake; not clamped.
+    pub network_added_ms: Option<Distribution>,
+    /// Packets towards the VM that never arrived.
+    pub to_vm_lost: Option<Distribution>,
+    /// Packets from the VM that never arrived.
+    pub from_vm_lost: Option<Distribution>,
+    /// Copies beyond the first, both directions together.
+    pub duplicated: Option<Distribution>,
+    /// Those of them towards the VM.
+    #[serde(default)]
+    pub to_vm_duplicated: Option<Distribution>,
+    /// Those of them from the VM.
+    #[serde(default)]
+    pub from_vm_duplicated: Option<Distribution>,
+    /// The longest silence of one long TCP stream.
+    pub tcp_stall_ms: Option<Distribution>,
+}
+
+/// How a figure is distributed over the runs, by nearest rank: each is one that was measured. Of fewer than a hundred runs,
+/// the 99th percentile is the greatest.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Distribution {
+    /// The median; of an even number of runs the lower of the two in the middle.
+    pub p50: f64,
+    /// The 99th percentile.
+    pub p99: f64,
+    /// The greatest.
+    pub max: f64,
+}
+
+/// A migration that did not end as it must.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Who handed the port over.
+    pub strategy: Strategy,
+    /// How the network is laid out.
+    pub topology: Topology,
+    /// Which of the strategy's migrations it was, from 1.
+    pub run: usize,
+    /// What went wrong.
+    pub error: String,
+}
+
+// === impl Results ===
+
+impl Results {
+    /// The figures of the runs so far, in the order of `topologies` and `strategies`.
+    pub(super) fn of(environment: &Environment, runs: &[Run]) -> Self {
+        let mut rows: Vec<Row> = Vec::new();
+        for run in runs {
+            let same = |row: &Row| (row.strategy, row.topology) == (run.strategy, run.topology);
+            if !rows.iter().any(same) {
+                rows.push(Row::of(run.strategy, run.topology, runs));
+            }
+        }
+        rows.sort_by_key(|row| (row.topology != Topology::Shared, row.strategy));
+        let failures = runs.iter().filter_map(|run| {
+            let error = run.measured.as_ref().err()?;
+            Some(Failure {
+                strategy: run.strategy,
+                topology: run.topology,
+                run: run.number,
+                error: error.clone(),
+            })
+        });
+        Self {
+            schema: SCHEMA.to_owned(),
+            environment: environment.clone(),
+            rows,
+            failures: failures.collect(),
+            checks: Vec::new(),
+        }
+    }
+
+    /// The topologies that there are figures of, in order.
+    pub fn topologies(&self) -> impl Iterator<Item = Topology> {
+        [Topology::Shared, Topology::Routed]
+            .into_iter()
+            .filter(|topology| self.rows.iter().any(|row| row.topology == *topology))
+    }
+
+    /// The row of a strategy in a topology.
+    pub fn row(&self, topology: Topology, strategy: Strategy) -> Option<&Row> {
+        let mut rows = self.rows.iter();
+        rows.find(|row| (row.topology, row.strategy) == (topology, strategy))
+    }
+
+    /// What the others are compared with: the best of segue that was measured in a topology.
+    pub fn reference(&self, topology: Topology) -> Option<&Row> {
+        let best = [Strategy::Segue, Strategy::SegueAgentless];
+        best.into_iter()
+            .find_map(|strategy| self.row(topology, strategy).filter(|row| row.runs > 0))
+    }
+}
+
+// === impl Row ===
+
+impl Row {
+    fn of(strategy: Strategy, topology: Topology, runs: &[Run]) -> Self {
+        let own = runs.iter();
+        let own = own.filter(|run| (run.strategy, run.topology) == (strategy, topology));
+        let failed = own.clone().filter(|run| run.measured.is_err()).count();
+        let measured: Vec<_> = own.filter_map(|run| run.measured.as_ref().ok()).collect();
+        let of = |figure: fn(&super::Figures) -> Option<f64>| {
+            Distribution::of(measured.iter().filter_map(|figures| figure(figures)))
+        };
+        Self {
+            strategy,
+            topology,
+            runs: measured.len(),
+            failed,
+            late: measured.iter().filter(|figures| figures.late).count(),
+            pause_ms: of(|figures| figures.pause_ms),
+            network_added_ms: of(|figures| figures.network_added_ms),
+            to_vm_lost: of(|figures| Some(count(figures.to_vm_lost))),
+            from_vm_lost: of(|figures| Some(count(figures.from_vm_lost))),
+            duplicated: of(|figures| {
+                Some(count(figures.to_vm_duplicated + figures.from_vm_duplicated))
+            }),
+            to_vm_duplicated: of(|figures| Some(count(figures.to_vm_duplicated))),
+            from_vm_duplicated: of(|figures| Some(count(figures.from_vm_duplicated))),
+            tcp_stall_ms: of(|figures| Some(figures.tcp_stall_ms)),
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "packets of one run are far below 2^52"
+)]
+pub(super) fn count(packets: u64) -> f64 {
+    packets as f64
+}
+
+// === impl Distribution ===
+
+impl Distribution {
+    /// None where there are no values.
+    pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let rank = |percent: usize| {
+            let rank = (values.len() * percent).div_ceil(100);
+            values.get(rank.checked_sub(1)?).copied()
+        };
+        Some(Self {
+            p50: rank(50)?,
+            p99: rank(99)?,
+            max: rank(100)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::{figures, run, runs};
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        let of = |count: u32| Distribution::of((1..=count).rev().map(f64::from)).unwrap();
+        let is = |p50, p99, max| Distribution { p50, p99, max };
+        assert_eq!(of(1), is(1.0, 1.0, 1.0));
+        assert_eq!(of(2), is(1.0, 2.0, 2.0));
+        assert_eq!(of(20), is(10.0, 20.0, 20.0));
+        assert_eq!(of(200), is(100.0, 198.0, 200.0));
+        assert_eq!(Distribution::of([]), None);
+        assert_eq!(Distribution::of([-1.5, -3.0]), Some(is(-3.0, -1.5, -1.5)));
+    }
+
+    #[test]
+    fn the_format_is_what_its_readers_expect() {
+        let results = Results::of(&Environment::default(), &runs());
+        let json = serde_json::to_value(&results).unwrap();
+        assert_eq!(json["schema"], "segue.bench-blackout/v1");
+        assert!(json["environment"].is_object());
+        let rows = json["rows"].as_array().unwrap();
+        let first = rows.first().unwrap();
+        assert_eq!(first["strategy"], "segue");
+        assert_eq!(first["topology"], "shared");
+        assert_eq!(first["runs"], 3);
+        for column in [
+            "pause_ms",
+            "network_added_ms",
+            "to_vm_lost",
+            "from_vm_lost",
+            "duplicated",
+            "tcp_stall_ms",
+        ] {
+            for point in ["p50", "p99", "max"] {
+                assert!(first[column][point].is_number(), "{column} {point}");
+            }
+        }
+        let back: Results = serde_json::from_value(json).unwrap();
+        assert_eq!(back, results);
+    }
+
+    #[test]
+    fn a_failed_run_is_counted_and_its_figures_are_in_no_distribution() {
+        let mut runs = vec![run(Strategy::Single, figures(80.0, 0.0, 5))];
+        runs.push(Run {
+            number: 2,
+            measured: Err("the guest does not answer".to_owned()),
+            ..runs[0].clone()
+        });
+        let results = Results::of(&Environment::default(), &runs);
+        let row = results.row(Topology::Shared, Strategy::Single).unwrap();
+        assert_eq!((row.runs, row.failed), (1, 1));
+        assert_eq!(row.to_vm_lost.map(|lost| lost.max), Some(5.0));
+        let failure = &results.failures[0];
+        assert_eq!((failure.run, failure.strategy), (2, Strategy::Single));
+        assert_eq!(failure.error, "the guest does not answer");
+    }
+
+    #[test]
+    fn a_strategy_that_always_fails_has_a_row_without_figures() {
+        let only = Run {
+            measured: Err("no".to_owned()),
+            ..run(Strategy::Clone, figures(1.0, 1.0, 1))
+        };
+        let results = Results::of(&Environment::default(), &[only]);
+        let row = results.row(Topology::Shared, Strategy::Clone).unwrap();
+        assert_eq!((row.runs, row.failed, row.pause_ms), (0, 1, None));
+    }
+
+    #[test]
+    fn the_reference_is_the_best_of_segue_that_there_are_figures_of() {
+        let agentless = run(Strategy::SegueAgentless, figures(80.0, 10.0, 90));
+        let mut all = vec![agentless, run(Strategy::KubeOvn, figures(80.0, 12.0, 95))];
+        let reference = |runs: &[Run]| {
+            let results = Results::of(&Environment::default(), runs);
+            results.reference(Topology::Shared).map(|row| row.strategy)
+        };
+        assert_eq!(reference(&all), Some(Strategy::SegueAgentless));
+        all.push(run(Strategy::Segue, figures(80.0, 0.0, 0)));
+        assert_eq!(reference(&all), Some(Strategy::Segue));
+        assert_eq!(reference(&all[1..2]), None);
+    }
+}

@@ -1,0 +1,129 @@
+//! `scenarios bench blackout`, small: that every strategy hands a port over, in either topology, and that what comes of it
+//! is written. How they compare is not asserted here.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use scenarios::bench::blackout::{Results, SCHEMA};
+use scenarios::scenario::{Strategy, Topology};
+
+const SCENARIOS: &str = env!("CARGO_BIN_EXE_scenarios");
+
+/// A program that `make build` has made, in one of these places below the target directory.
+fn built(places: &[&str]) -> Result<PathBuf> {
+    let target = Path::new(SCENARIOS).ancestors().nth(2);
+    let target = target.context("the target directory")?;
+    let mut found = places.iter().map(|place| target.join(place));
+    let found = found.find(|path| path.is_file());
+    found.with_context(|| {
+        format!(
+            "{places:?} are not in {}: run `make build`",
+            target.display()
+        )
+    })
+}
+
+fn bench(name: &str, runs: u8, out: &Path) -> Result<Command> {
+    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
+    let controller = built(&["release/migration-controller", "debug/migration-controller"])?;
+    let probe = built(&["guest/x86_64-unknown-linux-gnu/release/dataplane-probe"])?;
+    let mut command = Command::new(SCENARIOS);
+    command
+        .args(["bench", "blackout", "--name", name, "--runs"])
+        .arg(runs.to_string())
+        .arg("--manifests")
+        .arg(manifests)
+        .arg("--controller")
+        .arg(controller)
+        .arg("--guest-probe")
+        .arg(probe)
+        .arg("--out")
+        .arg(out);
+    Ok(command)
+}
+
+#[test]
+#[ignore = "needs root, and five minutes: make test runs it"]
+fn every_strategy_hands_over_in_both_topologies() -> Result<()> {
+    let out = tempfile::tempdir()?;
+    let ran = bench("tblackout", 1, out.path())?.output()?;
+    let said = String::from_utf8_lossy(&ran.stderr);
+    ensure!(ran.status.success(), "{said}");
+
+    let results = fs::read(out.path().join("results.json"))?;
+    let results: Results = serde_json::from_slice(&results)?;
+    assert_eq!(results.schema, SCHEMA);
+    assert_eq!(results.failures, [], "{said}");
+    for (topology, name) in [(Topology::Shared, "shared"), (Topology::Routed, "routed")] {
+        for strategy in Strategy::ALL
+            .into_iter()
+            .filter(|it| *it != Strategy::Segue)
+        {
+            let row = results.row(topology, strategy);
+            let row = row.with_context(|| format!("{strategy}, {name}"))?;
+            assert_eq!(row.runs, 1, "{strategy}, {name}");
+            let pause = row.pause_ms.context("a pause")?;
+            assert!(pause.p50 > 0.0 && row.network_added_ms.is_some());
+            let picture = out.path().join(format!("switch-{name}-{strategy}.svg"));
+            assert!(fs::read_to_string(picture)?.contains(strategy.as_str()));
+        }
+        // Both chassis get everything, and one of them is not asked.
+        let clones = results.row(topology, Strategy::Clone);
+        let clones = clones
+            .and_then(|row| row.duplicated)
+            .context("duplicates")?;
+        assert!(clones.max > 0.0, "{name}: {clones:?}");
+        for strategy in [Strategy::KubeOvn, Strategy::Neutron, Strategy::Single] {
+            let row = results.row(topology, strategy);
+            let duplicated = row.and_then(|row| row.duplicated).context("duplicates")?;
+            assert!(duplicated.max <= 0.0, "{strategy}, {name}: {duplicated:?}");
+        }
+    }
+    let runs = fs::read_to_string(out.path().join("runs.csv"))?;
+    assert_eq!(runs.lines().count(), 1 + 2 * 6);
+    let shown = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(shown.contains("× is to segue-agentless"), "{shown}");
+    assert!(!Path::new("/run/segue/tblackout").exists());
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn an_interrupted_bench_writes_what_there_is_and_leaves_no_lab() -> Result<()> {
+    let out = tempfile::tempdir()?;
+    fs::write(out.path().join("results.json"), "of an earlier run")?;
+    let mut child = bench("tblackoutint", 3, out.path())?
+        .args(["--topologies", "shared", "--strategies", "kube-ovn"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let stderr = child.stderr.take().context("no standard error")?;
+    let mut lines = BufReader::new(stderr).lines();
+    let second = lines.find(|line| {
+        let line = line.as_ref();
+        line.is_ok_and(|line| line.contains("kube-ovn, 2 of 3"))
+    });
+    ensure!(second.is_some(), "it never came to its second migration");
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT)?;
+    // Read to the end, so that nothing it says can block it.
+    lines.for_each(drop);
+    let ended = child.wait_with_output()?;
+    assert!(!ended.status.success());
+    let results = fs::read(out.path().join("results.json"))?;
+    let results: Results = serde_json::from_slice(&results)?;
+    let row = results.row(Topology::Shared, Strategy::KubeOvn);
+    assert_eq!(row.context("a row")?.runs, 1);
+    let shown = String::from_utf8_lossy(&ended.stdout).into_owned();
+    assert!(shown.contains("kube-ovn"), "{shown}");
+    assert!(!Path::new("/run/segue/tblackoutint").exists());
+    Ok(())
+}
