@@ -42,7 +42,7 @@ pub enum OnTimeout {
     /// It goes: its guest's network follows as it can.
     #[default]
     Ignore,
-    /// It fails, before anything was copied.
+    /// It is refused, before anything was copied; KubeVirt asks again.
     Fail,
 }
 

@@ -152,7 +152,7 @@ pub(crate) enum Flip {
 pub(crate) enum Timeout {
     /// It goes.
     Ignore,
-    /// It fails.
+    /// It is refused, and asked about again.
     Fail,
 }
 

@@ -19,7 +19,7 @@ Examples:
   node-hooks --node node1 --controller 10.0.0.1:9465 --libvirt-uri qemu:///system
       On a host with a libvirt daemon of its own.
   node-hooks … --hook-socket /var/run/kubevirt/plugins/segue.sock --hook-on-timeout fail
-      Hold migrations until their network is ready, and fail those for which nobody says so in time.
+      Hold migrations until their network is ready, and refuse those for which nobody says so in time.
 
 Runs as root in the host's network namespace. Needs CAP_NET_RAW for the frames on ports, CAP_DAC_OVERRIDE for sockets \
 of libvirt and Open vSwitch that are other users', CAP_NET_ADMIN with --host-routes, and nothing else. Nothing is left \

@@ -44,11 +44,11 @@ pub enum GateResult {
     Go,
     /// It let it go although the network was not ready.
     GoUnprepared,
-    /// It failed it.
+    /// It refused it.
     Fail,
     /// It did not answer, and the migration went.
     TimeoutIgnored,
-    /// It did not answer, and the migration failed.
+    /// It did not answer, and the migration was refused.
     TimeoutFailed,
     /// virt-handler waited no more.
     Cancelled,

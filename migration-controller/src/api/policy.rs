@@ -223,6 +223,7 @@ pub enum GateTimeout {
     /// It goes, and an Event says that its network was not ready.
     #[default]
     Ignore,
-    /// It fails before anything was copied. KubeVirt or whoever asked for it tries again.
+    /// It is refused, and nothing is copied. virt-handler asks again until its network is ready, or
+    /// somebody deletes the migration: KubeVirt does not fail it for that.
     Fail,
 }

@@ -49,7 +49,7 @@ const GRACE: Duration = Duration::from_secs(2);
 pub enum OnTimeout {
     /// It goes: the network follows as it can.
     Ignore,
-    /// It fails, before anything was copied.
+    /// It is refused, before anything was copied; KubeVirt asks again.
     Fail,
 }
 
