@@ -49,6 +49,8 @@ pub(super) struct Frame {
     pub(super) destination: Mac,
     pub(super) ethertype: u16,
     pub(super) kind: Kind,
+    /// Of IPv4, and of the header behind IPv6's.
+    pub(super) protocol: Option<u8>,
 }
 
 impl Kind {
@@ -133,7 +135,18 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Frame> {
         destination: Mac(destination),
         ethertype,
         kind: kind(ethertype, payload),
+        protocol: protocol(ethertype, payload),
     })
+}
+
+/// Protocol at 9 (RFC 791), next header at 6 (RFC 8200).
+fn protocol(ethertype: u16, payload: &[u8]) -> Option<u8> {
+    let at = match ethertype {
+        IPV4 => 9,
+        IPV6 => 6,
+        _ => return None,
+    };
+    payload.get(at).copied()
 }
 
 fn kind(ethertype: u16, payload: &[u8]) -> Kind {

@@ -119,6 +119,9 @@ pub enum Event {
         source: Mac,
         /// Its destination address.
         destination: Mac,
+        /// Its IP protocol, as in 17 for UDP, if it is IP; of IPv6 the header behind the first.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        protocol: Option<u8>,
         /// Its length, without a VLAN tag that the kernel took off.
         bytes: usize,
         /// The first in this direction since watching began.
@@ -324,6 +327,7 @@ impl fmt::Display for Event {
                 ethertype,
                 source,
                 destination,
+                protocol: _,
                 bytes,
                 first,
             } => {
@@ -363,6 +367,7 @@ fn tell(datagram: &Datagram<'_>, seen: &mut [bool; 2], all: bool) -> Option<Even
         t_ns: datagram.stamp_ns.unwrap_or_else(realtime_ns),
         direction,
         kind: frame.kind,
+        protocol: frame.protocol,
         ethertype: format!("0x{:04x}", frame.ethertype),
         source: frame.source,
         destination: frame.destination,
