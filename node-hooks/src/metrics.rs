@@ -190,19 +190,19 @@ impl Metrics {
         registry.register("armed", "Handovers that are armed", self.armed.clone());
         registry.register_with_unit(
             "open_written",
-            "From the command to open until its frames were written into the switch's socket",
+            "From the command to open until what opens the ports was written into the switch's socket",
             Unit::Seconds,
             self.open_written.clone(),
         );
         registry.register_with_unit(
             "open_processed",
-            "From the command to open until the switch had processed its frames",
+            "From the command to open until the switch had processed it",
             Unit::Seconds,
             self.open_processed.clone(),
         );
         registry.register_with_unit(
             "open_after_pause",
-            "From the pause, on the source's clock, until the frames were written, on this node's",
+            "From the pause, on the source's clock, until what opens the ports was written, on this node's",
             Unit::Seconds,
             self.open_after_pause.clone(),
         );

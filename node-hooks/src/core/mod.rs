@@ -152,7 +152,9 @@ pub enum Output {
     },
     /// Keep a connection to the switch ready, or keep none.
     KeepSwitch(bool),
-    /// Write these frames into the switch, as if they had come in on the ports.
+    /// Find out what shuts these ports of the switch, and keep finding out.
+    ExpectToOpen(BTreeSet<u16>),
+    /// Open ports: remove what shuts them, and have OVN activate them by these frames, as if they had come in on the ports.
     Open {
         /// To be returned in [`Input::Opened`].
         ticket: Ticket,
@@ -211,14 +213,14 @@ impl Ticket {
     }
 }
 
-/// When frames were written into the switch.
+/// When what opens ports was written into the switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
     /// The command arrived.
     pub received: Nanos,
-    /// All frames had been written to the switch's socket.
+    /// All of it had been written to the switch's socket.
     pub sent: Nanos,
-    /// The switch had processed them; None where it did not say so in time.
+    /// The switch had processed it; None where it did not say so in time.
     pub processed: Option<Nanos>,
 }
 
@@ -246,6 +248,7 @@ pub struct Core {
     told: Told,
     linked: bool,
     keeps_switch: bool,
+    expected: BTreeSet<u16>,
     last_serial: u64,
 }
 
@@ -441,6 +444,22 @@ impl Core {
             self.keeps_switch = keep;
             out.push(Output::KeepSwitch(keep));
         }
+        let expected = self.expected_to_open();
+        if expected != self.expected {
+            self.expected.clone_from(&expected);
+            out.push(Output::ExpectToOpen(expected));
+        }
+    }
+
+    /// The numbers of the ports that guests are to come to.
+    fn expected_to_open(&self) -> BTreeSet<u16> {
+        let targets = self.armed().filter(|(_, armed)| armed.side == Side::Target);
+        let ports = targets.flat_map(|(_, armed)| &armed.ports);
+        let number = |armed: &armed::ArmedPort| {
+            let interface = self.interfaces.get(&armed.port.name)?;
+            u16::try_from(interface.ofport?).ok()
+        };
+        ports.filter_map(number).collect()
     }
 
     fn say(&self, message: impl IntoIterator<Item = from_agent::Message>, out: &mut Vec<Output>) {

@@ -1,21 +1,28 @@
 //! A connection to a switch that is kept.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Error;
+use super::blocks::Block;
 use super::packets::PacketOuts;
 use super::switch::{Sent, Switch};
 
 /// Pauses between attempts to connect.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How often it is looked what shuts the ports that are to be opened. OVN installs it when the target's port appears, and
+/// a copy takes seconds.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long the switch may take to tell.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// Keeps a connection to a switch, from when it is made until it is dropped, across whatever ends one.
 ///
@@ -26,7 +33,15 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 pub struct Keeper {
     state: Arc<watch::Sender<State>>,
     hurry: Arc<Notify>,
-    task: AbortHandle,
+    shut: Arc<Shut>,
+    tasks: [AbortHandle; 2],
+}
+
+/// The ports that are to be opened, and what shuts them, as far as is known.
+#[derive(Debug, Default)]
+struct Shut {
+    ports: Mutex<BTreeMap<u16, Vec<Block>>>,
+    changed: Notify,
 }
 
 /// How it stands with the connection.
@@ -57,8 +72,29 @@ impl Keeper {
     {
         let state = Arc::new(watch::Sender::new(State::Cold { last_error: None }));
         let hurry = Arc::new(Notify::new());
-        let task = tokio::spawn(keep(connect, state.clone(), hurry.clone())).abort_handle();
-        Self { state, hurry, task }
+        let shut = Arc::new(Shut::default());
+        let tasks = [
+            tokio::spawn(keep(connect, state.clone(), hurry.clone())).abort_handle(),
+            tokio::spawn(look(state.subscribe(), shut.clone())).abort_handle(),
+        ];
+        Self {
+            state,
+            hurry,
+            shut,
+            tasks,
+        }
+    }
+
+    /// Has it find out, now and again and again, what shuts these ports, and forget about others: [`blocks`](Self::blocks)
+    /// tells.
+    pub fn expect_to_open(&self, ports: BTreeSet<u16>) {
+        let mut known = self.shut.lock();
+        known.retain(|port, _| ports.contains(port));
+        for port in ports {
+            known.entry(port).or_default();
+        }
+        drop(known);
+        self.shut.changed.notify_one();
     }
 
     /// How it stands, now and later.
@@ -76,10 +112,34 @@ impl Keeper {
     /// # Errors
     /// [`Error::Cold`] if there is no connection, and like [`Switch::send`].
     pub fn send(&self, packets: &PacketOuts) -> Result<Sent, Error> {
+        self.switch()?.send(packets)
+    }
+
+    /// The connection, if there is one at this moment.
+    ///
+    /// # Errors
+    /// [`Error::Cold`] if there is none.
+    pub fn switch(&self) -> Result<Switch, Error> {
         match &*self.state.borrow() {
-            State::Warm(switch) => switch.send(packets),
+            State::Warm(switch) => Ok(switch.clone()),
             State::Cold { last_error } => Err(Error::Cold(last_error.clone())),
         }
+    }
+
+    /// What shuts the ports that these frames come in by. None unless it is known of each of them, in both directions.
+    pub fn blocks(&self, packets: &PacketOuts) -> Option<Vec<Block>> {
+        let known = self.shut.lock();
+        let mut blocks = Vec::new();
+        for port in packets.ports() {
+            let own = known.get(&port)?;
+            let [inward, outward] =
+                [true, false].map(|way| own.iter().any(|it| it.is_inward() == way));
+            if !(inward && outward) {
+                return None;
+            }
+            blocks.extend_from_slice(own);
+        }
+        Some(blocks)
     }
 
     /// Sends them as soon as there is a connection. Cancel safe: once they are sent it returns.
@@ -117,7 +177,9 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        self.task.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
         // Who still looks is not to hold the connection.
         self.state.send_replace(State::Cold { last_error: None });
     }
@@ -158,6 +220,55 @@ where
             () = sleep(pauses.next().unwrap_or(LONGEST_PAUSE)) => {}
             () = hurry.notified() => {}
         }
+    }
+}
+
+/// Finds out what shuts the ports that are to be opened.
+async fn look(mut state: watch::Receiver<State>, shut: Arc<Shut>) {
+    // Each error once.
+    let mut told = None;
+    loop {
+        let ports: Vec<_> = shut.lock().keys().copied().collect();
+        let switch = match &*state.borrow_and_update() {
+            State::Warm(switch) if !ports.is_empty() => Some(switch.clone()),
+            _ => None,
+        };
+        let Some(switch) = switch else {
+            tokio::select! {
+                () = shut.changed.notified() => {}
+                changed = state.changed() => if changed.is_err() { return },
+            }
+            continue;
+        };
+        for port in ports {
+            // What was known stays known where nothing is told: it is removed only if it is still there.
+            match timeout(ANSWER, switch.blocks(port)).await {
+                Ok(Ok(blocks)) => {
+                    if let Some(known) = shut.lock().get_mut(&port) {
+                        *known = blocks;
+                    }
+                }
+                Ok(Err(error)) => {
+                    let text = arp_proxy::chain(&error);
+                    if told.as_ref() != Some(&text) {
+                        tracing::warn!(port, error = text, "what shuts a port is not known");
+                        told = Some(text);
+                    }
+                }
+                Err(_) => {}
+            }
+        }
+        tokio::select! {
+            () = shut.changed.notified() => {}
+            () = sleep(LOOK) => {}
+        }
+    }
+}
+
+impl Shut {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u16, Vec<Block>>> {
+        // Nothing panics halfway through a change.
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,10 +1,12 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::openflow::blocks::tests::{SHUT_IN, SHUT_OUT};
 
 /// A keeper whose attempts meet these, in turn, and fail after that; and when each attempt was made.
 struct Scene {
@@ -172,4 +174,248 @@ async fn a_keeper_that_is_dropped_hangs_up() {
     end.read_to_end(&mut rest).await.unwrap();
     assert_eq!(rest.len(), 16);
     assert!(matches!(&*state.borrow(), State::Cold { .. }));
+}
+
+/// What a switch tells when it is asked what shuts its ports.
+#[derive(Debug, Default)]
+struct Flows {
+    /// The ports that are shut; none where it does not say.
+    shut: Mutex<Option<BTreeSet<u8>>>,
+    refuses: Mutex<bool>,
+    asked: AtomicUsize,
+}
+
+impl Flows {
+    fn shutting(ports: impl IntoIterator<Item = u8>) -> Arc<Self> {
+        let flows = Self::default();
+        flows.shut(ports);
+        Arc::new(flows)
+    }
+
+    fn shut(&self, ports: impl IntoIterator<Item = u8>) {
+        *self.shut.lock().unwrap() = Some(ports.into_iter().collect());
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// The answer to a message.
+    fn answer(&self, kind: u8, xid: &[u8], body: &[u8]) -> Vec<u8> {
+        let message = |kind, body: &[u8]| {
+            let length = u16::try_from(8 + body.len()).unwrap().to_be_bytes();
+            [&[4, kind], &length[..], xid, body].concat()
+        };
+        match kind {
+            2 => message(3, body),
+            20 => message(21, b""),
+            18 if *self.refuses.lock().unwrap() => message(1, b"\0\x01\0\x05"),
+            18 => {
+                self.asked.fetch_add(1, Ordering::Relaxed);
+                let Some(shut) = &*self.shut.lock().unwrap() else {
+                    return Vec::new();
+                };
+                // The last byte of the match's port, or of the cookie, which is the port's too.
+                let port = body[if body.len() == 48 { 31 } else { 51 }];
+                let mut flows = Vec::new();
+                if shut.contains(&port) {
+                    let mut incoming = SHUT_IN.to_vec();
+                    (incoming[31], incoming[59]) = (port, port);
+                    flows.extend(incoming);
+                    let mut outgoing = SHUT_OUT.to_vec();
+                    outgoing[31] = port;
+                    flows.extend(outgoing);
+                }
+                message(19, &[b"\0\x01\0\0\0\0\0\0", &*flows].concat())
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// A switch that has these flows, until its connection or the task ends.
+    async fn switch(self: &Arc<Self>) -> (DuplexStream, tokio::task::JoinHandle<()>) {
+        let (ours, mut end) = switch().await;
+        let flows = self.clone();
+        let task = tokio::spawn(async move {
+            let mut header = [0; 8];
+            while end.read_exact(&mut header).await.is_ok() {
+                let [_, kind, high, low, xid @ ..] = header;
+                let length = usize::from(u16::from_be_bytes([high, low]));
+                let mut body = vec![0; length - 8];
+                end.read_exact(&mut body).await.unwrap();
+                let answer = flows.answer(kind, &xid, &body);
+                end.write_all(&answer).await.unwrap();
+            }
+        });
+        (ours, task)
+    }
+}
+
+impl Scene {
+    /// How many flows are known to shut a port.
+    fn known(&self, port: u32) -> usize {
+        let mut packets = PacketOuts::new();
+        packets.push(port, vec![0; 60]).unwrap();
+        let blocks = self.keeper.blocks(&packets);
+        blocks.map_or(0, |blocks| blocks.len())
+    }
+
+    /// Waits until so many are, and tells how long that took.
+    async fn until_known(&self, port: u32, count: usize) -> Duration {
+        let began = Instant::now();
+        while self.known(port) != count {
+            assert!(began.elapsed() < 100 * LOOK, "{port} by {count}");
+            sleep(LOOK / 20).await;
+        }
+        began.elapsed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_shuts_the_ports_that_are_to_be_opened_is_found_at_once() {
+    let flows = Flows::shutting([7, 9]);
+    let (stream, _task) = flows.switch().await;
+    let scene = Scene::new([Some(stream)]);
+    scene.warm().await;
+    // Nobody asks for the sake of asking.
+    sleep(10 * LOOK).await;
+    assert_eq!((scene.known(7), flows.asked()), (0, 0));
+    scene.keeper.expect_to_open([7, 8].into());
+    assert!(scene.until_known(7, 2).await < LOOK);
+    // One that is open, and one that is shut and none of ours.
+    assert_eq!((scene.known(8), scene.known(9)), (0, 0));
+    // Of all ports, where there are several, or of none.
+    scene.keeper.expect_to_open([7, 8, 9].into());
+    assert!(scene.until_known(9, 2).await < LOOK);
+    let packets = |ports: &[u32]| {
+        let mut packets = PacketOuts::new();
+        for &port in ports {
+            packets.push(port, vec![0; 60]).unwrap();
+        }
+        packets
+    };
+    assert_eq!(scene.keeper.blocks(&packets(&[7, 8, 9])), None);
+    let blocks = scene.keeper.blocks(&packets(&[7, 9])).unwrap();
+    assert_eq!(blocks.len(), 4);
+    let sent = scene.keeper.switch().unwrap().remove(&blocks).unwrap();
+    sent.processed().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn ports_may_be_expected_before_there_is_a_connection() {
+    let flows = Flows::shutting([7]);
+    let (stream, _task) = flows.switch().await;
+    let scene = Scene::new([None, Some(stream)]);
+    scene.keeper.expect_to_open([7].into());
+    assert_eq!(scene.known(7), 0);
+    scene.warm().await;
+    assert!(scene.until_known(7, 2).await < LOOK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_that_is_shut_later_or_opened_is_noticed() {
+    let flows = Flows::shutting([]);
+    let (stream, _task) = flows.switch().await;
+    let scene = Scene::new([Some(stream)]);
+    scene.warm().await;
+    scene.keeper.expect_to_open([7].into());
+    sleep(5 * LOOK).await;
+    assert_eq!(scene.known(7), 0);
+    flows.shut([7]);
+    assert!(scene.until_known(7, 2).await <= 2 * LOOK);
+    flows.shut([]);
+    assert!(scene.until_known(7, 0).await <= 2 * LOOK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ports_that_are_no_longer_expected_are_forgotten() {
+    let flows = Flows::shutting([7, 8]);
+    let (stream, _task) = flows.switch().await;
+    let scene = Scene::new([Some(stream)]);
+    scene.warm().await;
+    scene.keeper.expect_to_open([7, 8].into());
+    scene.until_known(8, 2).await;
+    scene.keeper.expect_to_open([8].into());
+    assert_eq!((scene.known(7), scene.known(8)), (0, 2));
+    sleep(5 * LOOK).await;
+    assert_eq!((scene.known(7), scene.known(8)), (0, 2));
+    scene.keeper.expect_to_open(BTreeSet::new());
+    assert_eq!(scene.known(8), 0);
+    sleep(LOOK).await;
+    // Nobody asks any more.
+    let asked = flows.asked();
+    sleep(10 * LOOK).await;
+    assert_eq!((scene.known(8), flows.asked()), (0, asked));
+    scene.keeper.expect_to_open([8].into());
+    assert!(scene.until_known(8, 2).await < LOOK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_shuts_ports_is_found_again_on_the_next_connection() {
+    let flows = Flows::shutting([7]);
+    let (first, first_task) = flows.switch().await;
+    let later = Flows::shutting([8]);
+    let (second, _second_task) = later.switch().await;
+    let scene = Scene::new([Some(first), Some(second)]);
+    scene.warm().await;
+    scene.keeper.expect_to_open([7, 8].into());
+    scene.until_known(7, 2).await;
+    first_task.abort();
+    scene.cold_again().await;
+    scene.warm().await;
+    // It is another switch's word that counts now.
+    scene.until_known(8, 2).await;
+    assert_eq!(scene.known(7), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_switch_that_refuses_to_tell_is_asked_again_and_sends_all_the_same() {
+    let flows = Flows::shutting([7]);
+    *flows.refuses.lock().unwrap() = true;
+    let (stream, _task) = flows.switch().await;
+    let scene = Scene::new([Some(stream)]);
+    scene.warm().await;
+    scene.keeper.expect_to_open([7].into());
+    sleep(5 * LOOK).await;
+    assert_eq!(scene.known(7), 0);
+    let sent = scene.keeper.send(&packets()).unwrap();
+    sent.processed().await.unwrap();
+    *flows.refuses.lock().unwrap() = false;
+    assert!(scene.until_known(7, 2).await <= 2 * LOOK);
+    // What was known stays known: it is removed only where it is still there.
+    *flows.refuses.lock().unwrap() = true;
+    sleep(5 * LOOK).await;
+    assert_eq!(scene.known(7), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_switch_that_does_not_tell_is_not_waited_for_and_sends_all_the_same() {
+    let flows = Arc::new(Flows::default());
+    let (stream, _task) = flows.switch().await;
+    let mut scene = Scene::new([Some(stream)]);
+    scene.warm().await;
+    scene.keeper.expect_to_open([7].into());
+    // An hour, which is more questions than answers may be waited for.
+    sleep(Duration::from_hours(1)).await;
+    assert!(flows.asked() > 1024, "{}", flows.asked());
+    let sent = scene.keeper.send(&packets()).unwrap();
+    sent.processed().await.unwrap();
+    flows.shut([7]);
+    assert!(scene.until_known(7, 2).await <= ANSWER + 2 * LOOK);
+    // All the time on one connection.
+    scene.attempts.recv().await.unwrap();
+    assert!(scene.attempts.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keeper_that_is_dropped_asks_no_more() {
+    let flows = Flows::shutting([7]);
+    let (stream, task) = flows.switch().await;
+    let scene = Scene::new([Some(stream)]);
+    scene.warm().await;
+    scene.keeper.expect_to_open([7].into());
+    scene.until_known(7, 2).await;
+    drop(scene);
+    // It has hung up.
+    task.await.unwrap();
 }

@@ -10,8 +10,8 @@ use super::version::{Version, Versions};
 
 /// Every message's header: version, type, length, transaction (OpenFlow 1.0, section 5.1).
 const HEADER: usize = 8;
-/// The longest message that is taken. Nothing that is waited for comes near; the protocol's own limit is 65535.
-pub(super) const LONGEST: u16 = 32 * 1024;
+/// Behind it, of an answer in parts: type, flags, padding (OpenFlow 1.3, `ofp_multipart_reply`).
+pub(super) const MULTIPART_REPLY_HEADER: usize = 8;
 
 /// `OFPHET_VERSIONBITMAP`.
 const VERSION_BITMAP: u16 = 1;
@@ -31,6 +31,12 @@ pub(super) mod kind {
     pub(in crate::openflow) const ECHO_REQUEST: u8 = 2;
     pub(in crate::openflow) const ECHO_REPLY: u8 = 3;
     pub(in crate::openflow) const PACKET_OUT: u8 = 13;
+    /// From 1.1 on.
+    pub(in crate::openflow) const FLOW_MOD: u8 = 14;
+    /// From 1.1 on.
+    pub(in crate::openflow) const MULTIPART_REQUEST: u8 = 18;
+    /// From 1.1 on.
+    pub(in crate::openflow) const MULTIPART_REPLY: u8 = 19;
 }
 
 /// A message that came in.
@@ -51,9 +57,7 @@ pub(super) struct Codec;
 /// What comes is not OpenFlow.
 #[derive(Debug, Error)]
 pub(super) enum FrameError {
-    #[error(
-        "a message says that it is {0} bytes long, which is not between {HEADER} and {LONGEST}"
-    )]
+    #[error("a message says that it is {0} bytes long, and its header is {HEADER}")]
     Length(u16),
     #[error(transparent)]
     Read(#[from] io::Error),
@@ -69,7 +73,7 @@ impl Decoder for Codec {
         };
         let length = u16::from_be_bytes([high, low]);
         let whole = usize::from(length);
-        if whole < HEADER || length > LONGEST {
+        if whole < HEADER {
             return Err(FrameError::Length(length));
         }
         if bytes.len() < whole {
@@ -172,12 +176,7 @@ pub(super) fn put_packet_out(
         Version::V15 => {
             out.put_u16(ACTION_LENGTH);
             out.put_bytes(0, 2);
-            // An OXM match of 12 bytes, padded to 16.
-            out.put_u16(MATCH_OXM);
-            out.put_u16(12);
-            out.put_u32(OXM_IN_PORT);
-            out.put_u32(in_port.into());
-            out.put_bytes(0, 4);
+            put_match_in_port(out, in_port);
         }
         _ => {
             // Ordinary ports have the same numbers in 16 and in 32 bits.
@@ -188,6 +187,21 @@ pub(super) fn put_packet_out(
     }
     put_resubmit(out);
     out.extend_from_slice(frame);
+}
+
+/// An OXM match of a port that frames come in by: 12 bytes, padded to 16.
+pub(super) fn put_match_in_port(out: &mut BytesMut, in_port: u16) {
+    out.put_u16(MATCH_OXM);
+    out.put_u16(12);
+    out.put_u32(OXM_IN_PORT);
+    out.put_u32(in_port.into());
+    out.put_bytes(0, 4);
+}
+
+/// A message with this body.
+pub(super) fn put(out: &mut BytesMut, version: Version, kind: u8, xid: u32, body: &[u8]) {
+    put_header(out, version, kind, body.len(), xid);
+    out.extend_from_slice(body);
 }
 
 /// What surrounds a frame in the longest form of a packet-out.

@@ -1,7 +1,9 @@
-//! OpenFlow over a bridge's management socket, as far as opening a port takes it: hello, echo, packet-out, barrier.
+//! OpenFlow over a bridge's management socket, as far as opening a port takes it: hello, echo, packet-out, barrier,
+//! and to find and remove the flows that shut it.
 //!
 //! - [`Switch`] is a connection, [`Keeper`] one that is kept.
 //! - [`PacketOuts`] are frames that the switch is to take as if they had come in by a port, prepared ahead.
+//! - [`Block`] is a flow that shuts a port until OVN activates it.
 //! - [`rarp`] is the frame that opens a port in OVN.
 //!
 //! The source for the protocol are the OpenFlow Switch Specifications 1.0.0 to 1.5.1; for Open vSwitch's own ways its
@@ -10,6 +12,7 @@
 //! connection to it gets no packet-ins or port statuses until it sets a miss length, which this one never does. After a
 //! minute without a word it asks for an echo, and hangs up after another.
 
+mod blocks;
 mod keeper;
 mod message;
 mod packets;
@@ -23,6 +26,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+pub use blocks::Block;
 pub use keeper::{Keeper, State};
 pub use packets::{PacketOuts, rarp};
 pub use refusal::Refusal;
@@ -81,6 +85,9 @@ pub enum Error {
     /// The switch refuses a barrier.
     #[error("the switch refuses a barrier: {0}")]
     RefusedBarrier(Refusal),
+    /// The switch refuses a question.
+    #[error("the switch refuses to tell about flows: {0}")]
+    RefusedQuestion(Refusal),
     /// A port that no frame can come in by.
     #[error("{0} is no port's number: those of a switch's ports are 1 to {last}", last = packets::LAST_PORT)]
     Port(u32),

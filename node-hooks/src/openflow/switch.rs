@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::codec::FramedRead;
 
 use self::core::{Core, Taken};
+use super::blocks::{self, Block, Wanted};
 use super::message::{self, Codec, FrameError, Message, kind};
 use super::packets::PacketOuts;
 use super::version::{Version, Versions};
@@ -35,7 +36,8 @@ const PROBE: Duration = Duration::from_secs(5);
 ///   run first. What the socket does not take is written in the background, in order and whole; a future that is dropped
 ///   cuts no message short.
 /// - Echo requests are answered, and a switch that falls silent is probed and left.
-/// - No bytes of the switch's, however wrong, cause a panic or let memory grow: they end the connection.
+/// - No bytes of the switch's, however wrong, cause a panic or let memory grow: they end the connection, or fail the
+///   question that they answer.
 ///
 /// # Caveats
 /// - A switch takes a packet-out of a port that it does not have, as long as the number is one that it could have: then
@@ -127,12 +129,31 @@ impl Switch {
     /// # Errors
     /// The connection has ended; some of the frames may have been written if it ended just now.
     pub fn send(&self, packets: &PacketOuts) -> Result<Sent, Error> {
+        self.put(packets, &[])
+    }
+
+    /// Has the switch remove flows, where they are still there, and sends a barrier behind that, in a single write.
+    ///
+    /// # Errors
+    /// Like [`send`](Self::send). A flow that the switch does not remove is none, and neither is a version in which
+    /// [`blocks`](Self::blocks) finds none: then there is the barrier alone.
+    pub fn remove(&self, blocks: &[Block]) -> Result<Sent, Error> {
+        // Found on an earlier connection; in 1.0 the same bytes say something else.
+        let blocks = if blocks::speaks(self.0.version) {
+            blocks
+        } else {
+            &[]
+        };
+        self.put(&PacketOuts::new(), blocks)
+    }
+
+    fn put(&self, packets: &PacketOuts, blocks: &[Block]) -> Result<Sent, Error> {
         let core = &self.0.core;
         let Taken {
             written,
             until,
             processed,
-        } = core.send(packets)?;
+        } = core.send(packets, blocks)?;
         Ok(Sent {
             written,
             until,
@@ -140,6 +161,30 @@ impl Switch {
             processed,
             switch: self.clone(),
         })
+    }
+
+    /// What shuts a port until OVN activates it: nothing, if it is open.
+    ///
+    /// # Errors
+    /// The connection has ended, or the switch refuses to tell, or what it tells makes no sense. None for a version before
+    /// 1.3, of which it is not known here how it describes flows: then nothing is asked, and nothing found.
+    pub async fn blocks(&self, port: u16) -> Result<Vec<Block>, Error> {
+        let version = self.0.version;
+        if !blocks::speaks(version) {
+            return Ok(Vec::new());
+        }
+        let shut = self.ask(Wanted::In(port)).await?;
+        match blocks::cookie(version, &shut, port)? {
+            Some(cookie) => blocks::blocks(version, &self.ask(Wanted::With(cookie)).await?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn ask(&self, wanted: Wanted) -> Result<Vec<Bytes>, Error> {
+        match self.0.core.ask(wanted)?.await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.ended().await),
+        }
     }
 
     /// Sends a frame for the switch to take as if it had come in by a port, with a barrier behind it.

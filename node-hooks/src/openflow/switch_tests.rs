@@ -1,11 +1,12 @@
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use rstest::rstest;
 use tokio::io::{AsyncReadExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 
 use super::*;
+use crate::openflow::blocks::tests::{SHUT_IN, SHUT_OUT};
 use arp_proxy::Mac;
 
 const MAC: Mac = pnet_base::MacAddr(0x52, 0x54, 0, 1, 2, 3);
@@ -266,7 +267,7 @@ async fn a_switch_that_answers_echoes_is_kept_and_one_that_does_not_is_left() {
 
 #[rstest]
 #[case::too_short(b"\x04\x15\x00\x07\x00\x00\x00\x02")]
-#[case::too_long(b"\x04\x15\xff\xff\x00\x00\x00\x02")]
+#[case::of_no_length(b"\x04\x15\x00\x00\x00\x00\x00\x02")]
 #[case::another_version(b"\x05\x15\x00\x08\x00\x00\x00\x02")]
 #[tokio::test(start_paused = true)]
 async fn nonsense_ends_the_connection(#[case] nonsense: &[u8]) {
@@ -418,4 +419,320 @@ async fn a_write_that_fails_is_told_at_once_and_ends_the_connection() {
         tokio::task::yield_now().await;
     }
     drop(peer);
+}
+
+/// Of an answer in parts: flows, flags, padding.
+const MORE_FLOWS: &[u8] = b"\0\x01\0\x01\0\0\0\0";
+const LAST_FLOWS: &[u8] = b"\0\x01\0\0\0\0\0\0";
+
+impl Peer {
+    /// Hears a question about flows, and tells its transaction and what it is about: port or cookie.
+    async fn is_asked(&mut self) -> (u32, u64) {
+        let Heard {
+            kind, xid, body, ..
+        } = self.hear().await;
+        assert_eq!((kind, &body[..8]), (18, LAST_FLOWS));
+        let word = |place: usize| u32::from_be_bytes(body[place..place + 4].try_into().unwrap());
+        let about = match body.len() {
+            // All tables, and a match of nothing.
+            48 => word(28),
+            _ => word(48),
+        };
+        (xid, about.into())
+    }
+
+    async fn answers(&mut self, xid: u32, header: &[u8], flows: &[&[u8]]) {
+        let body = [header, &flows.concat()].concat();
+        self.tell(4, 19, xid, &body).await;
+    }
+
+    /// Tells all that shuts port 7.
+    async fn answers_both(&mut self) {
+        let (xid, port) = self.is_asked().await;
+        assert_eq!(port, 7);
+        self.answers(xid, LAST_FLOWS, &[SHUT_IN]).await;
+        let (xid, cookie) = self.is_asked().await;
+        assert_eq!(cookie, 0xc0de_c0de);
+        self.answers(xid, LAST_FLOWS, &[SHUT_IN, SHUT_OUT]).await;
+    }
+}
+
+/// What shuts port 7 of a switch that answers.
+async fn found(peer: &mut Peer, switch: &Switch) -> Vec<Block> {
+    let (blocks, ()) = tokio::join!(switch.blocks(7), peer.answers_both());
+    blocks.unwrap()
+}
+
+/// The question that is asked meanwhile, and what becomes of it.
+async fn asking(switch: &Switch) -> tokio::task::JoinHandle<Result<Vec<Block>, Error>> {
+    let switch = switch.clone();
+    let asking = tokio::spawn(async move { switch.blocks(7).await });
+    tokio::task::yield_now().await;
+    asking
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_taken_in_parts() {
+    let (mut peer, switch) = connected(4).await;
+    let asking = asking(&switch).await;
+    let (xid, _) = peer.is_asked().await;
+    peer.answers(xid, MORE_FLOWS, &[]).await;
+    peer.answers(xid, MORE_FLOWS, &[SHUT_OUT, SHUT_OUT]).await;
+    // Of a question that nobody asked.
+    peer.answers(77, LAST_FLOWS, &[]).await;
+    peer.answers(xid, LAST_FLOWS, &[SHUT_IN]).await;
+    // Once an answer is whole nothing more belongs to it.
+    peer.answers(xid, LAST_FLOWS, &[b"nonsense"]).await;
+    let (xid, cookie) = peer.is_asked().await;
+    assert_eq!(cookie, 0xc0de_c0de);
+    peer.answers(xid, MORE_FLOWS, &[SHUT_IN]).await;
+    assert!(!asking.is_finished());
+    peer.answers(xid, LAST_FLOWS, &[SHUT_OUT]).await;
+    let blocks = asking.await.unwrap().unwrap();
+    assert_eq!(blocks, found(&mut peer, &switch).await);
+    assert_eq!(blocks.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_that_nothing_shuts_takes_one_question() {
+    let (mut peer, switch) = connected(4).await;
+    let (blocks, ()) = tokio::join!(switch.blocks(8), async {
+        let (xid, port) = peer.is_asked().await;
+        assert_eq!(port, 8);
+        // Of another port, whatever it was asked.
+        peer.answers(xid, LAST_FLOWS, &[SHUT_IN, SHUT_OUT]).await;
+    });
+    assert_eq!(blocks.unwrap(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_find_who_asked_in_any_order() {
+    let (mut peer, switch) = connected(4).await;
+    let (seven, eight, ()) = tokio::join!(switch.blocks(7), switch.blocks(8), async {
+        let (first, seven) = peer.is_asked().await;
+        let (second, eight) = peer.is_asked().await;
+        assert_eq!((seven, eight), (7, 8));
+        peer.answers(second, LAST_FLOWS, &[]).await;
+        peer.answers(first, MORE_FLOWS, &[SHUT_IN]).await;
+        peer.answers(first, LAST_FLOWS, &[]).await;
+        let (third, _) = peer.is_asked().await;
+        peer.answers(third, LAST_FLOWS, &[SHUT_IN, SHUT_OUT]).await;
+    });
+    assert_eq!(seven.unwrap().len(), 2);
+    assert_eq!(eight.unwrap(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_is_refused_fails_alone() {
+    let (mut peer, switch) = connected(4).await;
+    let sent = switch.packet_out(1, b"").unwrap();
+    let barrier = (peer.hear().await, peer.hear().await).1.xid;
+    let asking = asking(&switch).await;
+    let (xid, _) = peer.is_asked().await;
+    // In the middle of the answer.
+    peer.answers(xid, MORE_FLOWS, &[SHUT_IN]).await;
+    peer.tell(4, 1, xid, b"\0\x01\0\x05").await;
+    let error = asking.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::RefusedQuestion(_)), "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        "the switch refuses to tell about flows: it does not allow that (OFPBRC_EPERM)"
+    );
+    peer.tell(4, 21, barrier, b"").await;
+    sent.processed().await.unwrap();
+    assert_eq!(found(&mut peer, &switch).await.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_makes_no_sense_fails_its_question_alone() {
+    let (mut peer, switch) = connected(4).await;
+    for nonsense in [&SHUT_IN[..63], b"\0", b"\xff\xff\0\0\0\0\0\0"] {
+        let (blocks, ()) = tokio::join!(switch.blocks(7), async {
+            let (xid, _) = peer.is_asked().await;
+            peer.answers(xid, LAST_FLOWS, &[nonsense]).await;
+        });
+        let error = blocks.unwrap_err();
+        assert!(matches!(error, Error::Protocol(_)), "{error:?}");
+        assert!(
+            error.to_string().contains("a flow's description"),
+            "{error}"
+        );
+    }
+    // Not even a header.
+    let (blocks, ()) = tokio::join!(switch.blocks(7), async {
+        let (xid, _) = peer.is_asked().await;
+        peer.tell(4, 19, xid, b"\0\x01\0").await;
+    });
+    assert!(matches!(blocks, Err(Error::Protocol(_))), "{blocks:?}");
+    assert_eq!(found(&mut peer, &switch).await.len(), 2);
+}
+
+#[rstest]
+#[case::in_long_parts(60_000)]
+#[case::in_short_parts(0)]
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_end_ends_the_connection(#[case] length: usize) {
+    let (mut peer, switch) = connected(4).await;
+    let asking = asking(&switch).await;
+    let (xid, _) = peer.is_asked().await;
+    let body = [MORE_FLOWS, &vec![0; length]].concat();
+    let part = told(4, 19, xid, &body);
+    let mut said = 0;
+    let error = tokio::select! {
+        () = async {
+            loop {
+                peer.say(&part).await;
+                said += body.len();
+            }
+        } => unreachable!(),
+        error = switch.ended() => error,
+    };
+    assert!(matches!(error, Error::Stuck(_)), "{error:?}");
+    // What the stream between has room for counts as said.
+    assert!((1 << 20..(1 << 20) + 3 * AMPLE).contains(&said), "{said}");
+    let error = asking.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Stuck(_)), "{error:?}");
+    assert!(matches!(switch.blocks(7).await, Err(Error::Stuck(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_switch_that_hangs_up_fails_what_was_asked() {
+    let (mut peer, switch) = connected(4).await;
+    let asking = asking(&switch).await;
+    let (xid, _) = peer.is_asked().await;
+    peer.answers(xid, MORE_FLOWS, &[SHUT_IN]).await;
+    drop(peer);
+    let error = asking.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Closed), "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn questions_that_nobody_waits_for_are_in_nobodys_way() {
+    let (mut peer, switch) = connected(4).await;
+    for _ in 0..3000 {
+        let asked = timeout(Duration::ZERO, switch.blocks(7)).await;
+        assert!(asked.is_err(), "{asked:?}");
+        // The switch reads, and answers echoes and barriers alone.
+        let (xid, _) = peer.is_asked().await;
+        assert!(xid > 0);
+    }
+    let sent = switch.packet_out(1, b"").unwrap();
+    let barrier = (peer.hear().await, peer.hear().await).1.xid;
+    peer.tell(4, 21, barrier, b"").await;
+    sent.processed().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn questions_that_are_waited_for_are_bounded() {
+    let (_peer, switch) = connected(4).await;
+    let mut asked: Vec<_> = std::iter::repeat_with(|| Box::pin(switch.blocks(7)))
+        .take(1025)
+        .collect();
+    let mut context = Context::from_waker(Waker::noop());
+    let error = asked
+        .iter_mut()
+        .find_map(|asked| match asked.as_mut().poll(&mut context) {
+            Poll::Ready(outcome) => Some(outcome.unwrap_err()),
+            Poll::Pending => None,
+        });
+    assert!(matches!(error, Some(Error::Stuck(_))), "{error:?}");
+    assert!(switch.is_alive());
+}
+
+#[rstest]
+#[case(1)]
+#[case(2)]
+#[case(3)]
+#[tokio::test(start_paused = true)]
+async fn before_1_3_nothing_is_asked_and_nothing_removed(#[case] version: u8) {
+    let (mut peer, switch) = connected(4).await;
+    let blocks = found(&mut peer, &switch).await;
+    // The bridge's `protocols` have been changed since.
+    let (mut peer, switch) = connected(version).await;
+    assert_eq!(switch.blocks(7).await.unwrap(), []);
+    let sent = switch.remove(&blocks).unwrap();
+    let (request, reply) = if version == 1 { (18, 19) } else { (20, 21) };
+    let barrier = peer.hear().await;
+    assert_eq!((barrier.kind, barrier.body.len()), (request, 0));
+    peer.tell(version, reply, barrier.xid, b"").await;
+    sent.processed().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn removals_and_a_barrier_are_one_write() {
+    let (mut peer, switch) = connected(4).await;
+    let blocks = found(&mut peer, &switch).await;
+    // Written before anybody else has had a chance to run.
+    let sent = switch.remove(&blocks).unwrap();
+    let written = sent.written_at_once().expect("there is room");
+    let first = peer.hear().await;
+    let second = peer.hear().await;
+    let barrier = peer.hear().await;
+    assert_eq!((first.version, first.kind, barrier.kind), (4, 14, 20));
+    assert_eq!([second.xid, barrier.xid], [first.xid + 1, first.xid + 2]);
+    for (removal, flow) in [(&first, SHUT_IN), (&second, SHUT_OUT)] {
+        // Cookie, table, match.
+        assert_eq!(removal.body[..8], flow[24..32]);
+        assert_eq!(removal.body[16..18], [flow[2], 4]);
+        assert_eq!(removal.body[40..], flow[48..]);
+    }
+    peer.tell(4, 21, barrier.xid, b"").await;
+    assert!(sent.processed().await.unwrap() >= written);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_that_is_refused_fails_nothing() {
+    let (mut peer, switch) = connected(4).await;
+    let blocks = found(&mut peer, &switch).await;
+    let sent = switch.remove(&blocks).unwrap();
+    let other = switch.packet_out(9, b"").unwrap();
+    let mut heard = Vec::new();
+    for _ in 0..5 {
+        heard.push(peer.hear().await);
+    }
+    let kinds: Vec<_> = heard.iter().map(|message| message.kind).collect();
+    assert_eq!(kinds, [14, 14, 20, 13, 20]);
+    // Both: a flow-mod that failed, for want of permission.
+    for removal in &heard[..2] {
+        peer.tell(4, 1, removal.xid, b"\0\x05\0\x04").await;
+    }
+    peer.tell(4, 21, heard[2].xid, b"").await;
+    sent.processed().await.unwrap();
+    // It is told apart from what else was sent.
+    peer.tell(4, 1, heard[3].xid, b"\0\x01\0\x0b").await;
+    peer.tell(4, 21, heard[4].xid, b"").await;
+    let error = other.processed().await.unwrap_err();
+    assert!(
+        matches!(error, Error::RefusedPacketOut { in_port: 9, .. }),
+        "{error:?}"
+    );
+    // A barrier that is refused is.
+    let sent = switch.remove(&blocks[..1]).unwrap();
+    let barrier = (peer.hear().await, peer.hear().await).1.xid;
+    peer.tell(4, 1, barrier, b"\0\x01\0\x01").await;
+    let error = sent.processed().await.unwrap_err();
+    assert!(matches!(error, Error::RefusedBarrier(_)), "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_shuts_ports_goes_ahead_of_the_frames() {
+    let (mut peer, switch) = connected(4).await;
+    let blocks = found(&mut peer, &switch).await;
+    let ports = PacketOuts::opening([(7, MAC), (8, MAC)]).unwrap();
+    let sent = switch.put(&ports, &blocks).unwrap();
+    let mut heard = Vec::new();
+    for _ in 0..5 {
+        heard.push(peer.hear().await);
+    }
+    let kinds: Vec<_> = heard.iter().map(|message| message.kind).collect();
+    assert_eq!(kinds, [14, 14, 13, 13, 20]);
+    // A removal, then the second frame.
+    peer.tell(4, 1, heard[1].xid, b"\0\x05\0\x04").await;
+    peer.tell(4, 1, heard[3].xid, b"\0\x01\0\x0b").await;
+    peer.tell(4, 21, heard[4].xid, b"").await;
+    let error = sent.processed().await.unwrap_err();
+    assert!(
+        matches!(error, Error::RefusedPacketOut { in_port: 8, .. }),
+        "{error:?}"
+    );
 }

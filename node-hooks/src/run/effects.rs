@@ -11,7 +11,7 @@ use arp_proxy::Mac;
 use node_hooks_api::agent::HandoverId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::core::{Input, Output, Ticket, Vm, Written};
 use crate::ear::{Ear, HeardFrame};
@@ -23,10 +23,14 @@ use crate::wire::Outbox;
 use crate::{announce, chain, hook};
 
 /// How long an Open waits for a connection to the switch that is just not there, and then for the
-/// socket to take the frames. Longer, and the guest's own announcement is first.
+/// socket to take what opens the ports. Longer, and the guest's own announcement is first.
 const OPEN: Duration = Duration::from_secs(1);
-/// How long the switch may take to say that it has processed them.
+/// How long the switch may take to say that it has processed it.
 const PROCESSED: Duration = Duration::from_secs(2);
+
+/// How long the switch has, once it has removed what shut a port, to revise what it has cached of its tables: it does so when
+/// it is idle. The frames, and what is told, wait so long: nobody is in a hurry for them.
+const REVISE: Duration = Duration::from_millis(2);
 
 /// What the probes see of the effects.
 #[derive(Debug, Default)]
@@ -157,6 +161,12 @@ impl Effects {
                 self.shared
                     .set_switch(self.keeper.as_ref().map(Keeper::state));
             }
+            Output::ExpectToOpen(ports) => {
+                // Without a keeper nothing is to be opened.
+                if let Some(keeper) = &self.keeper {
+                    keeper.expect_to_open(ports);
+                }
+            }
             Output::Announce {
                 id,
                 command,
@@ -233,12 +243,11 @@ impl Effects {
         self.ears.insert(interface.to_owned(), ear);
     }
 
-    /// The frames are in the switch's socket when this returns, if there is a connection.
+    /// What opens the ports is in the switch's socket when this returns, if there is a connection.
+    ///
+    /// Where it is known what shuts them that goes first, and the frames follow: the switch's one thread would take them
+    /// through its tables and tell ovn-controller before it let anything pass.
     fn open(&self, ticket: Ticket, frames: Arc<PacketOuts>, received: Nanos, paused_at: Nanos) {
-        let sent = match &self.keeper {
-            Some(keeper) => keeper.send(&frames),
-            None => Err(openflow::Error::Cold(None)),
-        };
         let opening = Opening {
             ticket,
             received,
@@ -246,23 +255,27 @@ impl Effects {
             metrics: self.metrics.clone(),
             done: self.done.clone(),
         };
-        match sent {
-            Ok(sent) => drop(tokio::spawn(opening.follow(sent))),
-            Err(cold) => {
-                let bridge = self.bridge.clone();
-                tokio::spawn(async move {
-                    tracing::debug!(
-                        error = chain(&cold),
-                        "no connection to the switch at an Open"
-                    );
-                    match timeout(OPEN, connect_and_send(bridge, frames)).await {
-                        Ok(Ok(sent)) => opening.follow(sent).await,
-                        Ok(Err(error)) => opening.failed(&chain(&error)),
-                        Err(_) => opening.failed(&chain(&cold)),
-                    }
-                });
+        let switch = match &self.keeper {
+            Some(keeper) => keeper.switch(),
+            None => Err(openflow::Error::Cold(None)),
+        };
+        let blocks = self
+            .keeper
+            .as_ref()
+            .and_then(|keeper| keeper.blocks(&frames));
+        let bridge = self.bridge.clone();
+        // Sent before anything is waited for.
+        let sent = switch.and_then(|switch| match blocks {
+            Some(blocks) => Ok((switch.remove(&blocks)?, Some(switch))),
+            None => Ok((switch.send(&frames)?, None)),
+        });
+        tokio::spawn(async move {
+            match sent {
+                Ok((removal, Some(switch))) => opening.ahead(removal, switch, bridge, frames).await,
+                Ok((sent, None)) => opening.by_frames(sent).await,
+                Err(error) => opening.anew(error, bridge, frames).await,
             }
-        }
+        });
     }
 
     fn announce(&self, id: HandoverId, command: u64, packets: Arc<PacketOuts>) {
@@ -314,33 +327,98 @@ struct Opening {
 }
 
 impl Opening {
-    async fn follow(self, mut sent: Sent) {
+    /// What shuts the ports is being removed; OVN is told afterwards.
+    async fn ahead(self, removal: Sent, switch: Switch, bridge: PathBuf, frames: Arc<PacketOuts>) {
+        let written = match self.written(removal).await {
+            Ok(written) => written,
+            // Removed or not: the frames open the ports in any case.
+            Err(why) => {
+                return self
+                    .anew(openflow::Error::Cold(Some(Arc::new(why))), bridge, frames)
+                    .await;
+            }
+        };
+        sleep(REVISE).await;
+        let shown = switch.send(&frames);
+        let vm = self.ticket.vm().to_string();
+        tracing::info!(
+            vm,
+            written_us = self.micros(&written),
+            "ports opened, ahead of OVN"
+        );
+        self.tell(Ok(written));
+        let showing = async {
+            let sent = match shown {
+                Ok(sent) => sent,
+                Err(_) => connect_and_send(bridge, frames).await?,
+            };
+            sent.processed().await
+        };
+        let error = match timeout(PROCESSED, showing).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => format!("the switch does not answer within {PROCESSED:?}"),
+        };
+        tracing::warn!(
+            vm,
+            error,
+            "OVN does not know yet that the ports are open: the guest's announcement tells it"
+        );
+    }
+
+    /// The frames are sent, which have OVN open the ports.
+    async fn by_frames(self, sent: Sent) {
+        match self.written(sent).await {
+            Ok(written) => {
+                let vm = self.ticket.vm().to_string();
+                tracing::info!(vm, written_us = self.micros(&written), "ports opened");
+                self.tell(Ok(written));
+            }
+            Err(error) => self.failed(&chain(&error)),
+        }
+    }
+
+    /// There is no connection, or no more: the frames are sent on another.
+    async fn anew(self, error: openflow::Error, bridge: PathBuf, frames: Arc<PacketOuts>) {
+        tracing::debug!(
+            error = chain(&error),
+            "no connection to the switch at an Open"
+        );
+        match timeout(OPEN, connect_and_send(bridge, frames)).await {
+            Ok(Ok(sent)) => self.by_frames(sent).await,
+            Ok(Err(error)) => self.failed(&chain(&error)),
+            Err(_) => self.failed(&chain(&error)),
+        }
+    }
+
+    /// Waits until the switch has taken what was sent and, for a while, until it has processed it.
+    async fn written(&self, mut sent: Sent) -> Result<Written, openflow::Error> {
         let at = match timeout(OPEN, sent.written()).await {
-            Ok(Ok(at)) => at,
-            Ok(Err(error)) => return self.failed(&chain(&error)),
-            Err(_) => return self.failed("the switch's socket takes nothing"),
+            Ok(written) => written?,
+            Err(_) => return Err(openflow::Error::Stuck("its socket takes nothing")),
         };
         let processed = match timeout(PROCESSED, sent.processed()).await {
-            Ok(Ok(at)) => Some(at),
-            Ok(Err(error)) => return self.failed(&chain(&error)),
+            Ok(processed) => Some(processed?),
             Err(_) => None,
         };
         // This thread may have been interrupted between the write and its stamp.
-        let at = processed.map_or(at, |processed| processed.min(at));
-        let after_pause = (self.paused_at.0 > 0).then(|| at.since(self.paused_at));
-        self.metrics.opened(at.since(self.received), after_pause);
-        if let Some(processed) = processed {
-            self.metrics.processed(processed.since(self.received));
-        }
-        let vm = self.ticket.vm().to_string();
-        let written_us = u64::try_from(at.since(self.received).as_micros()).unwrap_or(u64::MAX);
-        tracing::info!(vm, written_us, "ports opened");
+        let sent = processed.map_or(at, |processed| processed.min(at));
         let received = self.received;
-        self.tell(Ok(Written {
+        let after_pause = (self.paused_at.0 > 0).then(|| sent.since(self.paused_at));
+        self.metrics.opened(sent.since(received), after_pause);
+        if let Some(processed) = processed {
+            self.metrics.processed(processed.since(received));
+        }
+        Ok(Written {
             received,
-            sent: at,
+            sent,
             processed,
-        }));
+        })
+    }
+
+    fn micros(&self, written: &Written) -> u64 {
+        let took = written.sent.since(self.received).as_micros();
+        u64::try_from(took).unwrap_or(u64::MAX)
     }
 
     fn failed(self, why: &str) {
@@ -355,8 +433,8 @@ impl Opening {
     }
 
     fn tell(self, result: Result<Written, String>) {
-        let ticket = self.ticket;
-        let _ = self.done.send(Input::Opened { ticket, result });
+        let Self { ticket, done, .. } = self;
+        let _ = done.send(Input::Opened { ticket, result });
     }
 }
 

@@ -16,6 +16,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::SystemTime;
 
 use arp_proxy::Pattern;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -67,6 +68,8 @@ enum Part {
 pub(super) struct SocketId {
     device: u64,
     inode: u64,
+    /// Where the file system knows: the next socket may get the inode of the last.
+    made: Option<SystemTime>,
 }
 
 /// A socket that was found.
@@ -229,6 +232,7 @@ impl Place {
         let id = SocketId {
             device: status.dev(),
             inode: status.ino(),
+            made: status.created().ok(),
         };
         Ok((id, status.uid(), file))
     }

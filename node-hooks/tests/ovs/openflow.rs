@@ -1,11 +1,14 @@
 //! Opening ports on a real switch.
 
+use std::collections::BTreeSet;
+use std::io::Write as _;
+
 use arp_proxy::Mac;
 use nix::sys::signal::Signal;
 use node_hooks::announce;
 use node_hooks::openflow::{Error, Keeper, PacketOuts, State, Switch};
 
-use crate::support::{Ovs, soon};
+use crate::support::{Ovs, soon, until};
 
 const MAC: Mac = pnet_base::MacAddr(0x52, 0x54, 0, 1, 2, 3);
 /// The first as OVN has it while a port waits for its machine: the frame is told of and goes on, all else is dropped.
@@ -50,6 +53,178 @@ async fn a_packet_out_goes_through_the_tables_as_if_its_port_had_received_it() {
         assert_eq!(ovs.packets("priority=900"), passes);
         assert_eq!(ovs.packets("priority=1000"), 0);
     }
+}
+
+/// What ovn-controller has for a port that waits for its machine, and what it may have beside it. The cookie is that of
+/// the port's binding, except for the last.
+const WAITING: [&str; 6] = [
+    "cookie=0xc0dec0de,priority=1010,in_port=7,dl_type=0x8035,actions=controller(userdata=00.00.00.17),resubmit(,8)",
+    "cookie=0xc0dec0de,priority=1000,in_port=7,actions=drop",
+    "table=65,cookie=0xc0dec0de,priority=1000,metadata=0x1,reg15=0x2,actions=drop",
+    "table=65,cookie=0xc0dec0de,priority=100,metadata=0x1,reg15=0x2,actions=output:7",
+    "table=44,cookie=0xc0dec0de,priority=100,metadata=0x1,reg15=0x2,actions=drop",
+    "table=65,cookie=0xc0ffee,priority=1000,metadata=0x1,reg15=0x3,actions=drop",
+];
+/// What shuts the port of these, in the switch's words.
+const SHUTTING: [&str; 2] = [
+    "cookie=0xc0dec0de, priority=1000,in_port=7 actions=drop",
+    "cookie=0xc0dec0de, table=65, priority=1000,reg15=0x2,metadata=0x1 actions=drop",
+];
+
+/// A switch with a port that waits, and one that does not.
+fn waiting() -> Ovs {
+    let ovs = switch();
+    ovs.ofctl("del-flows", &[]);
+    add(&ovs, &WAITING);
+    ovs
+}
+
+fn add(ovs: &Ovs, flows: &[&str]) {
+    for flow in flows {
+        ovs.ofctl("add-flow", &[flow]);
+    }
+}
+
+/// What flows the switch has, in its own words.
+fn flows(ovs: &Ovs) -> BTreeSet<String> {
+    let dump = ovs.ofctl("dump-flows", &["--no-stats", "--no-names"]);
+    let flows = dump.lines().filter(|line| line.contains("actions="));
+    flows.map(|flow| flow.trim().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_shuts_a_port_is_found_and_removed_and_nothing_else() {
+    let ovs = waiting();
+    let all = flows(&ovs);
+    assert_eq!(all.len(), WAITING.len());
+    for version in ["13", "14", "15"] {
+        ovs.vsctl(&format!("set bridge br-int protocols=OpenFlow{version}"));
+        let switch = soon(Switch::connect(&ovs.management())).await.unwrap();
+        assert_eq!(switch.version().to_string().replace('.', ""), version);
+        let blocks = soon(switch.blocks(7)).await.unwrap();
+        assert_eq!(blocks.len(), 2, "OpenFlow {version}: {blocks:?}");
+        // One that is open, and one that is not there.
+        assert_eq!(soon(switch.blocks(8)).await.unwrap(), []);
+        assert_eq!(soon(switch.blocks(9)).await.unwrap(), []);
+        assert_eq!(flows(&ovs), all, "to ask changes nothing");
+        soon(switch.remove(&blocks).unwrap().processed())
+            .await
+            .unwrap();
+        let left = flows(&ovs);
+        let removed: Vec<_> = all.difference(&left).collect();
+        assert_eq!(removed, SHUTTING, "OpenFlow {version}");
+        assert!(left.is_subset(&all), "OpenFlow {version}: {left:?}");
+        assert_eq!(soon(switch.blocks(7)).await.unwrap(), []);
+        // As when ovn-controller was first: nobody minds.
+        soon(switch.remove(&blocks).unwrap().processed())
+            .await
+            .unwrap();
+        assert_eq!(flows(&ovs), left);
+        // For the next, and each of them is found alone, too.
+        add(&ovs, &WAITING[1..2]);
+        assert_eq!(soon(switch.blocks(7)).await.unwrap().len(), 1);
+        add(&ovs, &WAITING);
+        assert_eq!(soon(switch.blocks(7)).await.unwrap().len(), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_1_3_nothing_is_found_and_nothing_removed() {
+    let ovs = waiting();
+    let switch = soon(Switch::connect(&ovs.management())).await.unwrap();
+    let blocks = soon(switch.blocks(7)).await.unwrap();
+    assert_eq!(blocks.len(), 2);
+    let before = flows(&ovs);
+    for version in ["10", "11", "12"] {
+        ovs.vsctl(&format!("set bridge br-int protocols=OpenFlow{version}"));
+        let switch = soon(Switch::connect(&ovs.management())).await.unwrap();
+        assert_eq!(switch.version().to_string().replace('.', ""), version);
+        assert_eq!(soon(switch.blocks(7)).await.unwrap(), []);
+        // Found when the bridge still spoke another version.
+        soon(switch.remove(&blocks).unwrap().processed())
+            .await
+            .unwrap();
+        soon(switch.barrier()).await.unwrap();
+        assert!(switch.is_alive());
+        assert_eq!(flows(&ovs), before, "OpenFlow {version}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_become_another_flow_meanwhile_stays() {
+    let ovs = waiting();
+    for version in ["13", "14", "15"] {
+        ovs.vsctl(&format!("set bridge br-int protocols=OpenFlow{version}"));
+        let switch = soon(Switch::connect(&ovs.management())).await.unwrap();
+        let blocks = soon(switch.blocks(7)).await.unwrap();
+        assert_eq!(blocks.len(), 2);
+        // The same match and priority, and somebody else's now.
+        let others = [
+            "cookie=0xbeef,priority=1000,in_port=7,actions=resubmit(,8)",
+            "table=65,cookie=0xbeef,priority=1000,metadata=0x1,reg15=0x2,actions=output:8",
+        ];
+        add(&ovs, &others);
+        let before = flows(&ovs);
+        assert_eq!(before.len(), WAITING.len(), "in place of the two");
+        soon(switch.remove(&blocks).unwrap().processed())
+            .await
+            .unwrap();
+        assert_eq!(flows(&ovs), before, "OpenFlow {version}");
+        assert_eq!(soon(switch.blocks(7)).await.unwrap(), []);
+        add(&ovs, &WAITING);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_may_be_longer_than_a_message() {
+    let ovs = waiting();
+    // As many flows of the port's binding as fit in no one message.
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    for number in 0..3000 {
+        let flow = format!("cookie=0xc0dec0de,table=70,priority=50,metadata={number},actions=drop");
+        writeln!(file, "{flow}").unwrap();
+    }
+    ovs.ofctl("add-flows", &[file.path().to_str().unwrap()]);
+    for version in ["13", "14", "15"] {
+        ovs.vsctl(&format!("set bridge br-int protocols=OpenFlow{version}"));
+        let switch = soon(Switch::connect(&ovs.management())).await.unwrap();
+        let blocks = soon(switch.blocks(7)).await.unwrap();
+        assert_eq!(blocks.len(), 2, "OpenFlow {version}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_opens_when_what_shuts_it_is_removed() {
+    let ovs = waiting();
+    ovs.ofctl("add-flow", &["priority=100,in_port=7,actions=resubmit(,8)"]);
+    let keeper = Keeper::start(ovs.management());
+    keeper.expect_to_open([7].into());
+    let opening = PacketOuts::opening([(7, MAC)]).unwrap();
+    until("it is known what shuts the port", || {
+        keeper.blocks(&opening).is_some()
+    });
+    let switch = keeper.switch().unwrap();
+    let frame = [0; 60];
+    let sent = switch.packet_out(7, &frame).unwrap();
+    soon(sent.processed()).await.unwrap();
+    assert_eq!(ovs.packets("priority=1000,in_port=7"), 1);
+    let blocks = keeper.blocks(&opening).unwrap();
+    assert_eq!(blocks.len(), 2);
+    soon(switch.remove(&blocks).unwrap().processed())
+        .await
+        .unwrap();
+    let sent = switch.packet_out(7, &frame).unwrap();
+    soon(sent.processed()).await.unwrap();
+    assert_eq!(ovs.packets("priority=100,in_port=7"), 1);
+    // The announcement still finds its way to OVN.
+    soon(keeper.send(&opening).unwrap().processed())
+        .await
+        .unwrap();
+    assert_eq!(ovs.packets("priority=1010"), 1);
+    // It is noticed that nothing shuts the port any more.
+    until("nothing shuts the port", || {
+        keeper.blocks(&opening).is_none()
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

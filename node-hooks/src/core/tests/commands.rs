@@ -38,6 +38,90 @@ fn the_source_needs_no_switch() {
     assert!(!out.contains(&Output::KeepSwitch(true)), "{out:?}");
 }
 
+/// The ports of which it has been said last that they are to be opened.
+fn expected(out: &[Output]) -> Option<BTreeSet<u16>> {
+    let mut expected = out.iter().filter_map(|output| match output {
+        Output::ExpectToOpen(ports) => Some(ports.clone()),
+        _ => None,
+    });
+    expected.next_back()
+}
+
+#[test]
+fn the_targets_ports_are_expected_to_be_opened_until_it_is_disarmed() {
+    let mut bench = Bench::new();
+    let out = bench.does(arm_target(1));
+    let place = |wanted: &Output| out.iter().position(|output| output == wanted);
+    let keeps = place(&Output::KeepSwitch(true)).unwrap();
+    let expects = place(&Output::ExpectToOpen([7].into())).unwrap();
+    assert!(keeps < expects, "there is nobody to be told: {out:?}");
+    assert_eq!(expected(&bench.does(arm_target(1))), None, "once");
+    let opened = opened_frames(&bench.does(command(open(1, 1))));
+    let (ticket, _) = opened.first().unwrap().clone();
+    let result = Ok(written());
+    let out = bench.does(Input::Opened { ticket, result });
+    assert_eq!(expected(&out), None, "{out:?}");
+    let out = bench.does(command(disarm(1, true)));
+    assert_eq!(expected(&out), Some(BTreeSet::new()), "{out:?}");
+    // Anew with the next.
+    let out = bench.does(arm_target(2));
+    assert_eq!(expected(&out), Some([7].into()), "{out:?}");
+}
+
+#[test]
+fn the_sources_ports_are_not_expected_to_be_opened() {
+    let mut bench = Bench::new();
+    assert_eq!(expected(&bench.does(arm_source(1))), None);
+    // Nor those of a target that has become a source.
+    bench.does(arm_target(2));
+    let out = bench.does(arm_source(3));
+    assert_eq!(expected(&out), Some(BTreeSet::new()), "{out:?}");
+}
+
+#[test]
+fn ports_are_expected_by_the_numbers_that_they_have() {
+    let mut bench = Bench::new();
+    bench.does(interfaces(&[("p1", "tap1", None)]));
+    assert_eq!(expected(&bench.does(arm_target(1))), None, "it has none");
+    // What no port is numbered with, and what the switch has for others.
+    let out = bench.does(interfaces(&[
+        ("p1", "tap1", Some(0x1_0007)),
+        ("p2", "tap2", Some(8)),
+    ]));
+    assert_eq!(expected(&out), None, "{out:?}");
+    let out = bench.does(interfaces(&[("p1", "tap1", Some(7))]));
+    assert_eq!(expected(&out), Some([7].into()), "{out:?}");
+    let out = bench.does(interfaces(&[("p1", "tap9", Some(12))]));
+    assert_eq!(expected(&out), Some([12].into()), "{out:?}");
+    let out = bench.does(interfaces(&[]));
+    assert_eq!(expected(&out), Some(BTreeSet::new()), "{out:?}");
+}
+
+#[test]
+fn the_ports_of_all_targets_are_expected_and_those_of_one_forgotten_alone() {
+    let mut bench = Bench::new();
+    bench.does(interfaces(&[
+        ("p1", "tap1", Some(7)),
+        ("p2", "tap2", Some(8)),
+        ("p3", "tap3", Some(9)),
+    ]));
+    bench.does(arm_target(1));
+    let mut other = arm(1, agent::Side::Target);
+    other.id = Some(HandoverId {
+        vm: "db".into(),
+        ..id(1)
+    });
+    other.ports = vec![port("p2"), port("p3")];
+    let out = bench.does(command(to_agent::Message::Arm(other)));
+    assert_eq!(expected(&out), Some([7, 8, 9].into()), "{out:?}");
+    let out = bench.does(command(disarm(1, true)));
+    assert_eq!(expected(&out), Some([8, 9].into()), "{out:?}");
+    // And what nobody has spoken of for long.
+    bench.does(Input::Unlinked);
+    let out = bench.passes(EXPIRY);
+    assert_eq!(expected(&out), Some(BTreeSet::new()), "{out:?}");
+}
+
 #[test]
 fn an_older_epoch_and_another_migration_of_the_same_are_refused() {
     let mut bench = Bench::new();

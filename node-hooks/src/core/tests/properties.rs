@@ -22,6 +22,7 @@ struct Model {
     newest: BTreeMap<String, u64>,
     listening: BTreeSet<String>,
     warm: bool,
+    expected: BTreeSet<u16>,
     interfaces: Arc<Interfaces>,
 }
 
@@ -170,9 +171,25 @@ impl Model {
                 Output::Listen { interface, .. } => drop(self.listening.insert(interface.clone())),
                 Output::Deafen { interface } => drop(self.listening.remove(interface)),
                 Output::KeepSwitch(keep) => self.warm = *keep,
+                Output::ExpectToOpen(ports) => {
+                    // Without a connection there is nobody to be told.
+                    assert!(self.warm || ports.is_empty(), "{out:?}");
+                    self.expected.clone_from(ports);
+                }
                 _ => {}
             }
         }
+        assert_eq!(self.expected, self.to_be_opened());
+    }
+
+    /// The numbers of the ports of what is armed as the target.
+    fn to_be_opened(&self) -> BTreeSet<u16> {
+        let targets = self.armed.values().filter(|armed| armed.target);
+        let ports = targets.flat_map(|armed| &armed.ports);
+        let numbers = ports.filter_map(|port| self.interfaces.get(&port.name)?.ofport);
+        numbers
+            .filter_map(|number| number.try_into().ok())
+            .collect()
     }
 
     fn obey(&mut self, message: &to_agent::Message, out: &[Output]) {
@@ -261,7 +278,7 @@ proptest! {
         }
         prop_assert!(!bench.core.is_busy());
         prop_assert!(model.listening.is_empty(), "{:?}", model.listening);
-        prop_assert!(!model.warm);
+        prop_assert!(!model.warm && model.expected.is_empty());
         prop_assert!(bench.core.domains.is_empty() && bench.core.ears.is_empty());
         bench.passes(EXPIRY);
         prop_assert!(bench.core.vms.is_empty());

@@ -2,19 +2,20 @@
 //!
 //! The lock is held for as long as it takes to copy a message and to offer it to the socket, and never across a wait.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::Nanos;
-use crate::openflow::message::{self, Message, kind};
+use crate::openflow::blocks::{self, Block, Wanted};
+use crate::openflow::message::{self, MULTIPART_REPLY_HEADER, Message, kind};
 use crate::openflow::packets::PacketOuts;
 use crate::openflow::version::Version;
 use crate::openflow::{Error, Refusal};
@@ -23,6 +24,8 @@ use crate::openflow::{Error, Refusal};
 const MOST_UNWRITTEN: usize = 1 << 20;
 /// Barriers that may be waiting for their replies. OVS replies within milliseconds.
 const MOST_WAITING: usize = 1024;
+/// Of one answer in parts. That about one port's flows is a few kilobytes.
+const LONGEST_ANSWER: usize = 1 << 20;
 
 type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
@@ -44,14 +47,25 @@ struct State {
     written: u64,
     next_xid: u32,
     waiting: VecDeque<Waiting>,
+    /// By transaction.
+    asking: HashMap<u32, Asking>,
 }
 
-/// Packet-outs, and the barrier behind them.
+/// An answer that comes in parts.
+struct Asking {
+    parts: Vec<Bytes>,
+    /// Of the parts, in all.
+    length: usize,
+    done: oneshot::Sender<Result<Vec<Bytes>, Error>>,
+}
+
+/// Packet-outs, removals of flows, and the barrier behind them.
 struct Waiting {
-    /// The transaction of the first message; the others' follow it.
+    /// The transaction of the first packet-out; the others' follow it, then the removals' and the barrier's.
     first: u32,
-    /// Of the packet-outs. The barrier has the transaction after the last one's.
+    /// Of the packet-outs.
     ports: Vec<u16>,
+    removals: usize,
     refused: Option<Error>,
     done: oneshot::Sender<Result<Nanos, Error>>,
 }
@@ -73,6 +87,7 @@ impl Core {
                 written: 0,
                 next_xid: 1,
                 waiting: VecDeque::new(),
+                asking: HashMap::new(),
             }),
             unwritten: Notify::new(),
             progress: watch::Sender::new(0),
@@ -104,32 +119,32 @@ impl Core {
         let mut state = self.lock();
         self.fail(error);
         state.waiting.clear();
+        state.asking.clear();
         state.out.clear();
     }
 
-    pub(super) fn send(&self, packets: &PacketOuts) -> Result<Taken, Error> {
+    pub(super) fn send(&self, packets: &PacketOuts, blocks: &[Block]) -> Result<Taken, Error> {
         let ports = packets.ports();
         let (done, processed) = oneshot::channel();
         let mut state = self.lock();
-        if let Some(error) = self.failure() {
-            return Err(error);
-        }
-        if state.waiting.len() >= MOST_WAITING {
-            return Err(Error::Stuck("it replies to no barriers"));
-        }
-        if state.out.len() >= MOST_UNWRITTEN {
-            return Err(Error::Stuck("it does not read"));
-        }
+        self.may_take(&state)?;
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let first = state.next_xid;
-        let barrier = u32::try_from(ports.len()).map_or(first, |count| first.wrapping_add(count));
+        let removal = first.wrapping_add(number(ports.len()));
+        let barrier = removal.wrapping_add(number(blocks.len()));
         state.next_xid = barrier.wrapping_add(1);
         state.waiting.push_back(Waiting {
             first,
             ports,
+            removals: blocks.len(),
             refused: None,
             done,
         });
         let written = self.write(&mut state, |out, version| {
+            // What shuts the ports goes first: then the frames find them open.
+            for (xid, block) in (0..).map(|place| removal.wrapping_add(place)).zip(blocks) {
+                blocks::put_removal(out, version, xid, block);
+            }
             packets.put(out, version, first);
             let request = message::barrier_request(version);
             message::put_plain(out, version, request, barrier);
@@ -139,6 +154,43 @@ impl Core {
             until: state.written + state.out.len() as u64,
             processed,
         })
+    }
+
+    /// Asks for flows. The answer comes in parts.
+    pub(super) fn ask(
+        &self,
+        wanted: Wanted,
+    ) -> Result<oneshot::Receiver<Result<Vec<Bytes>, Error>>, Error> {
+        let (done, answer) = oneshot::channel();
+        let mut state = self.lock();
+        // What nobody waits for does not count: a switch that answers no questions may open ports all the same.
+        state.asking.retain(|_, asking| !asking.done.is_closed());
+        self.may_take(&state)?;
+        let xid = state.next_xid;
+        state.next_xid = xid.wrapping_add(1);
+        let asking = Asking {
+            parts: Vec::new(),
+            length: 0,
+            done,
+        };
+        state.asking.insert(xid, asking);
+        self.write(&mut state, |out, version| {
+            blocks::put_request(out, version, xid, wanted);
+        })?;
+        Ok(answer)
+    }
+
+    fn may_take(&self, state: &State) -> Result<(), Error> {
+        if let Some(error) = self.failure() {
+            return Err(error);
+        }
+        if state.waiting.len() + state.asking.len() >= MOST_WAITING {
+            return Err(Error::Stuck("it does not answer"));
+        }
+        if state.out.len() >= MOST_UNWRITTEN {
+            return Err(Error::Stuck("it does not read"));
+        }
+        Ok(())
     }
 
     /// Asks for an echo.
@@ -172,6 +224,9 @@ impl Core {
             reply if reply == message::barrier_reply(self.version) => {
                 self.processed(message.xid);
                 Ok(())
+            }
+            kind::MULTIPART_REPLY if blocks::speaks(self.version) => {
+                self.answered(message.xid, &message.body)
             }
             // Nothing else is asked for; what comes all the same is somebody else's business.
             other => {
@@ -236,8 +291,33 @@ impl Core {
         }
     }
 
+    /// Takes a part of an answer.
+    fn answered(&self, xid: u32, part: &Bytes) -> Result<(), Error> {
+        let mut state = self.lock();
+        let Some(asking) = state.asking.get_mut(&xid) else {
+            return Ok(());
+        };
+        asking.parts.push(part.clone());
+        // A part takes room even if it is empty.
+        asking.length += part.len().max(MULTIPART_REPLY_HEADER);
+        if asking.length > LONGEST_ANSWER {
+            return Err(Error::Stuck("an answer of it has no end"));
+        }
+        if !blocks::has_more(part)
+            && let Some(Asking { parts, done, .. }) = state.asking.remove(&xid)
+        {
+            // Who asked may have gone.
+            let _ = done.send(Ok(parts));
+        }
+        Ok(())
+    }
+
     fn refused(&self, xid: u32, refusal: Refusal) {
         let mut state = self.lock();
+        if let Some(asking) = state.asking.remove(&xid) {
+            let _ = asking.done.send(Err(Error::RefusedQuestion(refusal)));
+            return;
+        }
         let found = state
             .waiting
             .iter_mut()
@@ -250,6 +330,9 @@ impl Core {
             tracing::warn!(in_port, %refusal, "the switch refuses a packet-out");
             let error = Error::RefusedPacketOut { in_port, refusal };
             waiting.refused.get_or_insert(error);
+        } else if place < waiting.barrier() {
+            // ovn-controller removes it too.
+            tracing::debug!(%refusal, "the switch refuses the removal of a flow");
         } else {
             // No reply will come.
             let error = Error::RefusedBarrier(refusal);
@@ -265,7 +348,7 @@ impl Core {
         let place = state
             .waiting
             .iter()
-            .position(|waiting| waiting.place(xid) == Some(waiting.ports.len()));
+            .position(|waiting| waiting.place(xid) == Some(waiting.barrier()));
         // A reply that nobody waits for is nobody's business.
         if let Some(waiting) = place.and_then(|place| state.waiting.remove(place)) {
             // Who asked may have gone.
@@ -303,10 +386,14 @@ impl State {
 }
 
 impl Waiting {
-    /// Which of the messages has this transaction: a packet-out's place, or their number for the barrier.
+    /// Which of the messages has this transaction: first the packet-outs, then the removals, then the barrier.
     fn place(&self, xid: u32) -> Option<usize> {
         let place = usize::try_from(xid.wrapping_sub(self.first)).ok()?;
-        (place <= self.ports.len()).then_some(place)
+        (place <= self.barrier()).then_some(place)
+    }
+
+    fn barrier(&self) -> usize {
+        self.ports.len() + self.removals
     }
 }
 
