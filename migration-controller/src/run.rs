@@ -9,7 +9,9 @@ use handover::Mark;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::{Client, Config};
 use ovsdb_rs::{ClientOptions, LockState};
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -186,9 +188,32 @@ fn serve_agents(
     let (gate, token) = (hub.clone(), stop.clone());
     tasks.spawn(async move { gate.watch_gate(&token).await });
     if let Some(endpoint) = endpoint {
-        let metrics = metrics.agents.clone();
-        tasks.spawn(listen(endpoint, hub.clone(), metrics, stop.clone()));
+        let listening = listen(endpoint, hub.clone(), metrics.agents.clone(), stop.clone());
+        tasks.spawn(apart(listening));
     }
+}
+
+/// Runs what agents' streams take on a thread of its own.
+///
+/// Half a millisecond is all that a pause has from one node's agent to the other's. Among the reconciler's tasks it would
+/// wait for whatever runs, and for one thread to wake another at every step; here it is never handed on.
+async fn apart(listening: impl Future<Output = ()> + Send + 'static) {
+    let (done, ended) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("agents".to_owned());
+    let started = thread.spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        match runtime {
+            Ok(runtime) => runtime.block_on(listening),
+            Err(error) => tracing::error!(%error, "agents cannot be listened to"),
+        }
+        // Nobody waits for it where everything ends.
+        let _ = done.send(());
+    });
+    if let Err(error) = started {
+        tracing::error!(%error, "agents cannot be listened to");
+    }
+    // It is also ended by a panic there, which drops the sender.
+    let _ = ended.await;
 }
 
 /// Why a task ended that was to go on until the end. Without it the others would look alive and do

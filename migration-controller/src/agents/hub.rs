@@ -226,8 +226,10 @@ impl Hub {
         }
     }
 
-    /// Takes in what an agent told at `now`.
-    pub(super) fn heard(&self, ticket: &Ticket, told: Told, now: Nanos) {
+    /// Takes in what an agent told at `now`. Returns whom to [`wake`](Self::wake) once what is to be said to agents is on
+    /// its way: to wake another thread takes as long as a hop.
+    #[must_use]
+    pub(super) fn heard(&self, ticket: &Ticket, told: Told, now: Nanos) -> Vec<VmName> {
         let node = &ticket.node;
         // Asked of others before the lock is taken.
         let gate = match &told {
@@ -239,9 +241,9 @@ impl Hub {
         };
         let mut inner = self.lock();
         if !inner.has(ticket) {
-            return;
+            return Vec::new();
         }
-        let woken = match told {
+        match told {
             Told::Signal(signal) => {
                 let (taken, orders) = inner.board.saw(node, &signal, now);
                 let woken = self.carry_out(&mut inner, orders);
@@ -283,9 +285,7 @@ impl Hub {
                 self.end(&mut inner, node, End::Abuse, status);
                 Vec::new()
             }
-        };
-        drop(inner);
-        self.wake(woken);
+        }
     }
 
     /// Takes a question at the gate. Looking at its VM answers it.
@@ -306,7 +306,8 @@ impl Hub {
         vec![vm]
     }
 
-    fn wake(&self, vms: Vec<VmName>) {
+    /// Has these VMs looked at.
+    pub(super) fn wake(&self, vms: Vec<VmName>) {
         for vm in vms {
             self.front.wake(&vm);
         }

@@ -123,7 +123,11 @@ async fn listen_to(
                     let now = Nanos::now();
                     // Words of a newer agent that this controller does not know are skipped.
                     if let Some(message) = message {
-                        hub.heard(ticket, message, now);
+                        let woken = hub.heard(ticket, message, now);
+                        if !woken.is_empty() {
+                            tokio::task::yield_now().await;
+                            hub.wake(woken);
+                        }
                     }
                     last_word = Instant::now();
                 }

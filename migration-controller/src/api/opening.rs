@@ -26,10 +26,10 @@ pub struct EarlyOpening {
     /// From there to the target's agent having the order to open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_to_received_us: Option<i64>,
-    /// From there to its packet-outs having been written to the switch.
+    /// From there to what opens the ports having been written to the switch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub received_to_sent_us: Option<i64>,
-    /// From there to the switch having processed them.
+    /// From there to the switch having processed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_to_processed_us: Option<i64>,
 }
