@@ -92,13 +92,13 @@ kubernetes:
 ovs-bin: image
 	@tools/ovs-bin.sh "$$($(SCENARIOS) lab image --suite $(SUITE) --print)" $(CACHE)/ovs-bin
 
-BINARIES := $(SCENARIOS) $(TARGET)/release/migration-controller $(TARGET)/release/arp-proxy
+BINARIES := $(SCENARIOS) $(addprefix $(TARGET)/release/,migration-controller node-hooks arp-proxy)
 build: $(BINARIES) $(PROBE) ## the release binaries and the guest's static probe
 
 # Cargo knows best what is up to date.
 .PHONY: $(BINARIES) $(PROBE)
 $(BINARIES) &:
-	@cargo build --release -p scenarios -p migration-controller -p arp-proxy
+	@cargo build --release -p scenarios -p migration-controller -p node-hooks -p arp-proxy
 
 # A target directory of its own: other flags would make Cargo rebuild everything at every switch.
 $(PROBE):

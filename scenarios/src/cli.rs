@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use scenarios::lab::{
-    ProcessId,
+    ProcessId, contain,
     node::{self, InitStage},
 };
 
@@ -38,6 +38,13 @@ enum Command {
         stage: InitStage,
         spec: String,
     },
+    /// Runs a program in a host as a container runtime would.
+    #[command(name = contain::VERB, hide = true)]
+    Contained {
+        #[arg(long, value_enum, default_value_t)]
+        stage: InitStage,
+        spec: String,
+    },
     /// Runs the Kubernetes of a lab that is left running.
     #[command(name = cli_serve::VERB, hide = true)]
     LabServe(cli_serve::ServeArgs),
@@ -58,11 +65,14 @@ impl Cli {
             Command::Run(args) => cli_run::run(&args),
             Command::Bench(args) => cli_bench::run(&args),
             Command::LabServe(args) => cli_serve::serve(&args),
-            // These two change namespaces of the calling thread, so no runtime may have started.
+            // These change namespaces of the calling thread, so no runtime may have started.
             Command::NodeInit { stage, spec } => serde_json::from_str(&spec)
                 .map_err(Into::into)
                 .and_then(|spec| node::run_init(stage, &spec))
                 .map(|()| ExitCode::SUCCESS),
+            Command::Contained { stage, spec } => serde_json::from_str(&spec)
+                .map_err(Into::into)
+                .and_then(|spec| contain::run(stage, &spec)),
             Command::NodeExec { init, command } => node::run_in_node(init, &command),
         };
         result.unwrap_or_else(|error| {

@@ -18,16 +18,6 @@ use tokio::runtime::Runtime;
 use crate::cli_lab::interruptible;
 use crate::cli_run::{PartsArgs, log_to};
 
-/// What the lab can do today: there are no agents in it.
-const DEFAULT_STRATEGIES: [Strategy; 6] = [
-    Strategy::SegueAgentless,
-    Strategy::KubeOvn,
-    Strategy::OvnKubernetes,
-    Strategy::Neutron,
-    Strategy::Clone,
-    Strategy::Single,
-];
-
 /// Arguments of `scenarios bench blackout`.
 #[derive(Debug, Args)]
 pub(crate) struct BlackoutArgs {
@@ -36,7 +26,7 @@ pub(crate) struct BlackoutArgs {
     runs: usize,
 
     /// Who hands the port over, in turn.
-    #[arg(long, value_name = "NAME", value_delimiter = ',', default_values_t = DEFAULT_STRATEGIES)]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_values_t = Strategy::ALL)]
     strategies: Vec<Strategy>,
 
     /// How the network is laid out; each gets a lab of its own.

@@ -124,7 +124,7 @@ pub(crate) fn run(args: LabArgs) -> Result<ExitCode> {
                 None
             } else {
                 Assets::find()?;
-                Some(kubernetes.parts()?)
+                Some((kubernetes.parts()?, kubernetes.with_agents()))
             };
             runtime()?.block_on(up(&spec, parts.as_ref()))?;
         }
@@ -149,12 +149,13 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Runtime::new().context("tokio runtime")
 }
 
-async fn up(spec: &LabSpec, parts: Option<&Parts>) -> Result<()> {
+/// Brings a lab up, with a cluster of these parts on it, if any, and with agents or not.
+async fn up(spec: &LabSpec, cluster: Option<&(Parts, bool)>) -> Result<()> {
     let progress = Terminal::default();
     let bring_up = async {
         let lab = Lab::up(spec, &progress).await?;
-        let kept = match parts {
-            Some(parts) => Some(cli_serve::start(&lab, parts, &progress).await?),
+        let kept = match cluster {
+            Some((parts, agents)) => Some(cli_serve::start(&lab, parts, *agents, &progress).await?),
             None => None,
         };
         Ok((lab, kept))
@@ -235,12 +236,12 @@ async fn show_cluster(kept: &Kept) -> Result<bool> {
         .load_style(NOTHING)
         .set_header(["KUBERNETES", "", "ROLES"]);
     for (what, up) in &health {
-        let roles = match (*what, kept.roles()) {
+        let roles = match (what.as_str(), kept.roles()) {
             (STAND_IN, []) => "none".to_owned(),
             (STAND_IN, roles) => roles.join(", "),
             _ => String::new(),
         };
-        table.add_row([*what, if *up { "up" } else { "DOWN" }, &roles]);
+        table.add_row([what.as_str(), if *up { "up" } else { "DOWN" }, &roles]);
     }
     writeln!(stdout(), "\n{table}")?;
     Ok(health.iter().all(|(_, up)| *up))

@@ -48,6 +48,10 @@ pub(crate) struct PartsArgs {
     #[arg(long, value_name = "PROGRAM", env = "SEGUE_CONTROLLER")]
     controller: Option<PathBuf>,
 
+    /// node-hooks, the agent, for scenarios with `strategy: segue`; by default the one beside this program.
+    #[arg(long, value_name = "PROGRAM", env = "SEGUE_NODE_HOOKS")]
+    node_hooks: Option<PathBuf>,
+
     /// A static dataplane-probe, run in every guest; by default the one that `make build` makes.
     #[arg(long, value_name = "PROGRAM", env = "SEGUE_GUEST_PROBE")]
     guest_probe: Option<PathBuf>,
@@ -75,13 +79,14 @@ impl PartsArgs {
             let found = path.canonicalize();
             found.with_context(|| format!("{}: `make build` makes it", path.display()))
         };
-        let arp_proxy = match &self.arp_proxy {
-            Some(_) => Some(built(&self.arp_proxy, PathBuf::new())?),
-            // Few scenarios need it; those say so where it is missing.
-            None => beside.join("arp-proxy").canonicalize().ok(),
+        // Few scenarios need it; those say so where it is missing.
+        let optional = |given: &Option<PathBuf>, name: &str| match given {
+            Some(_) => built(given, PathBuf::new()).map(Some),
+            None => Ok(beside.join(name).canonicalize().ok()),
         };
         Ok(Parts {
-            arp_proxy,
+            arp_proxy: optional(&self.arp_proxy, "arp-proxy")?,
+            node_hooks: optional(&self.node_hooks, "node-hooks")?,
             controller: built(&self.controller, beside.join("migration-controller"))?,
             probe: built(
                 &self.guest_probe,

@@ -7,7 +7,7 @@ use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, ValueEnum as _};
-use scenarios::cluster::{Cluster, Kept, Parts, log_of_kept};
+use scenarios::cluster::{Cluster, Hook, Kept, Parts, Segue, log_of_kept};
 use scenarios::kubevirt::Role;
 use scenarios::lab::{Lab, LabName, Progress};
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,10 @@ pub(crate) struct KubernetesArgs {
     /// Leaves this role of KubeVirt to the real component: nothing stands in for it. Repeatable.
     #[arg(long = "without-role", value_enum, value_name = "ROLE")]
     without_roles: Vec<Role>,
+
+    /// Runs segue's agents as well, one on every node.
+    #[arg(long)]
+    with_agents: bool,
 }
 
 /// What the process tells the one who started it, one JSON document a line.
@@ -59,6 +63,10 @@ impl KubernetesArgs {
             .roles
             .retain(|role| !self.without_roles.contains(role));
         Ok(parts)
+    }
+
+    pub(crate) fn with_agents(&self) -> bool {
+        self.with_agents
     }
 }
 
@@ -85,11 +93,22 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<ExitCode> {
 async fn serve_until(terminate: &mut Signal, args: &ServeArgs) -> Result<()> {
     let lab = Lab::attach(&args.name)?;
     let parts = args.kubernetes.parts()?;
+    let with_agents = args.kubernetes.with_agents;
+    let starting = async {
+        let cluster = Cluster::start(&lab, &parts, &Telling).await?;
+        if with_agents {
+            Telling.step("Starting the agents");
+            let segue = Segue::WithAgents(Hook::default());
+            cluster.run_segue(segue).await?;
+        }
+        anyhow::Ok(cluster)
+    };
     let cluster = tokio::select! {
-        cluster = Cluster::start(&lab, &parts, &Telling) => cluster?,
+        cluster = starting => cluster?,
         _ = terminate.recv() => bail!("terminated"),
     };
-    let told = Kept::new(&cluster, &parts).and_then(|kept| tell(&Told::Ready(kept)));
+    let agents = lab.nodes().filter(|_| with_agents).cloned().collect();
+    let told = Kept::new(&cluster, &parts, agents).and_then(|kept| tell(&Told::Ready(kept)));
     if told.is_ok() {
         tracing::info!("ready");
         terminate.recv().await;
@@ -130,7 +149,12 @@ impl Progress for Telling {
 /// # Errors
 /// When the cluster does not come up, with the reason and the end of the log. The process is then
 /// gone, or goes with the lab.
-pub(crate) async fn start(lab: &Lab, parts: &Parts, progress: &dyn Progress) -> Result<Kept> {
+pub(crate) async fn start(
+    lab: &Lab,
+    parts: &Parts,
+    with_agents: bool,
+    progress: &dyn Progress,
+) -> Result<Kept> {
     let log = log_of_kept(lab);
     let output = File::create(&log).with_context(|| log.display().to_string())?;
     let exe = std::env::current_exe().context("path of this program")?;
@@ -143,6 +167,12 @@ pub(crate) async fn start(lab: &Lab, parts: &Parts, progress: &dyn Progress) -> 
         .arg(&parts.probe)
         .arg("--manifests")
         .arg(&parts.manifests);
+    if with_agents {
+        command.arg("--with-agents");
+    }
+    if let Some(node_hooks) = &parts.node_hooks {
+        command.arg("--node-hooks").arg(node_hooks);
+    }
     if let Some(accel) = parts.accel.to_possible_value() {
         command.args(["--accel", accel.get_name()]);
     }

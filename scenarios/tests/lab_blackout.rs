@@ -35,6 +35,7 @@ fn built(places: &[&str]) -> Result<PathBuf> {
 fn bench(name: &str, runs: u8, out: &Path) -> Result<Command> {
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
     let controller = built(&["release/migration-controller", "debug/migration-controller"])?;
+    let agent = built(&["release/node-hooks", "debug/node-hooks"])?;
     let probe = built(&["guest/x86_64-unknown-linux-gnu/release/dataplane-probe"])?;
     let mut command = Command::new(SCENARIOS);
     command
@@ -44,6 +45,8 @@ fn bench(name: &str, runs: u8, out: &Path) -> Result<Command> {
         .arg(manifests)
         .arg("--controller")
         .arg(controller)
+        .arg("--node-hooks")
+        .arg(agent)
         .arg("--guest-probe")
         .arg(probe)
         .arg("--out")
@@ -54,11 +57,10 @@ fn bench(name: &str, runs: u8, out: &Path) -> Result<Command> {
 #[test]
 #[ignore = "needs root, and two minutes: make test runs it"]
 fn every_strategy_hands_over_on_a_shared_switch() -> Result<()> {
-    let strategies: Vec<_> = Strategy::ALL
-        .into_iter()
-        .filter(|it| *it != Strategy::Segue)
-        .collect();
-    let results = once("tblackout", Topology::Shared, &strategies)?;
+    let results = once("tblackout", Topology::Shared, &Strategy::ALL)?;
+    let segue = results.row(Topology::Shared, Strategy::Segue);
+    let opened = segue.and_then(|row| row.early_opening_us.as_ref());
+    assert_eq!(opened.map(|opened| opened.runs), Some(1));
     // Both chassis get everything, and one of them is not asked.
     let duplicated = |strategy: Strategy| {
         let row = results.row(Topology::Shared, strategy);
@@ -67,7 +69,12 @@ fn every_strategy_hands_over_on_a_shared_switch() -> Result<()> {
     };
     let clones = duplicated(Strategy::Clone)?;
     assert!(clones.max > 0.0, "{clones:?}");
-    for strategy in [Strategy::KubeOvn, Strategy::Neutron, Strategy::Single] {
+    for strategy in [
+        Strategy::Segue,
+        Strategy::KubeOvn,
+        Strategy::Neutron,
+        Strategy::Single,
+    ] {
         let duplicated = duplicated(strategy)?;
         assert!(duplicated.max <= 0.0, "{strategy}: {duplicated:?}");
     }
@@ -78,7 +85,7 @@ fn every_strategy_hands_over_on_a_shared_switch() -> Result<()> {
 #[test]
 #[ignore = "needs root: make test runs it"]
 fn routes_follow_in_the_routed_topology() -> Result<()> {
-    let strategies = [Strategy::SegueAgentless, Strategy::OvnKubernetes];
+    let strategies = [Strategy::Segue, Strategy::OvnKubernetes];
     once("tblackoutr", Topology::Routed, &strategies).map(drop)
 }
 
@@ -111,7 +118,7 @@ fn once(name: &str, topology: Topology, strategies: &[Strategy]) -> Result<Resul
     let runs = fs::read_to_string(out.path().join("runs.csv"))?;
     assert_eq!(runs.lines().count(), 1 + strategies.len());
     let shown = String::from_utf8_lossy(&ran.stdout).into_owned();
-    assert!(shown.contains("× is to segue-agentless"), "{shown}");
+    assert!(shown.contains("× is to segue"), "{shown}");
     assert!(!Path::new("/run/segue").join(name).exists());
     Ok(results)
 }

@@ -1,6 +1,6 @@
 //! The shipped migration-controller, run in the lab with its own rights and no more.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -8,15 +8,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::lab::routed::CLUSTER_ROUTER;
-use crate::lab::{Host, Lab};
+use crate::lab::{Host, Lab, ProcessId, prefer_at_start};
 
-use super::Gate;
+use super::agents::{AGENTS_PORT, OF_CONTROLLER};
+use super::{Gate, http, tail_of};
 
 /// Where it serves metrics and probes, in central's network namespace.
 const SERVES: &str = "127.0.0.1:9402";
@@ -53,6 +52,12 @@ impl Controller {
                 // There is nothing routed until a router of this name is there.
                 ("SEGUE_CLUSTER_ROUTER", CLUSTER_ROUTER.to_owned()),
                 ("SEGUE_METRICS_ADDRESS", SERVES.to_owned()),
+                // As in the manifest; whether there are agents is theirs to say.
+                ("SEGUE_AGENTS", format!("[::]:{AGENTS_PORT}")),
+                (
+                    "SEGUE_AGENTS_TLS_DIR",
+                    central.path(OF_CONTROLLER).display().to_string(),
+                ),
                 // The stand-in tears a finished pod's network down within two seconds.
                 ("SEGUE_POD_GONE_GRACE", "5".to_owned()),
                 ("RUST_LOG", "info,migration_controller=debug".to_owned()),
@@ -93,6 +98,7 @@ impl Controller {
             .open(&self.log)
             .with_context(|| self.log.display().to_string())?;
         let mut command = self.central.netns_command(&self.program)?;
+        prefer_at_start(&mut command);
         command
             .env_clear()
             .envs(self.environment.iter().cloned())
@@ -101,7 +107,14 @@ impl Controller {
             .stdout(log.try_clone()?)
             .stderr(log);
         let child = Command::from(command).kill_on_drop(true).spawn();
-        self.child = Some(child.with_context(|| self.program.display().to_string())?);
+        let child = child.with_context(|| self.program.display().to_string())?;
+        if let Some(id) = child
+            .id()
+            .and_then(|pid| ProcessId::of(pid.cast_signed()).ok())
+        {
+            id.prefer();
+        }
+        self.child = Some(child);
         self.ready().await
     }
 
@@ -154,7 +167,7 @@ impl Controller {
                 self.child = None;
                 bail!("the controller ended with {ended}{}", self.log_tail());
             }
-            match timeout_at(deadline, get("/readyz")).await {
+            match timeout_at(deadline, http::ask(SERVES, "/readyz")).await {
                 Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200") => return Ok(()),
                 Ok(Ok(answer)) => last = answer,
                 Ok(Err(error)) => last = error.to_string(),
@@ -170,32 +183,17 @@ impl Controller {
     }
 
     fn log_tail(&self) -> String {
-        let text = fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<_> = text.lines().collect();
-        let tail = lines
-            .get(lines.len().saturating_sub(15)..)
-            .unwrap_or_default();
-        format!("; the end of {}:\n{}", self.log.display(), tail.join("\n"))
+        tail_of(&self.log)
     }
-}
-
-/// One request to the controller. The caller is in central's network namespace.
-async fn get(path: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(SERVES).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {SERVES}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer)
 }
 
 /// Whether the controller says that it is ready. The caller is in central's network namespace.
 pub(super) async fn is_ready() -> std::io::Result<bool> {
-    Ok(get("/readyz").await?.starts_with("HTTP/1.1 200"))
+    http::is_ready(SERVES).await
 }
 
 /// What the controller's `/metrics` says. The caller is in central's network namespace.
 pub async fn metrics() -> Result<String> {
-    get("/metrics").await.context("the controller's /metrics")
+    let metrics = http::get(SERVES, "/metrics").await;
+    metrics.context("the controller's /metrics")
 }

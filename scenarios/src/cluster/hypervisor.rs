@@ -1,7 +1,7 @@
 //! KubeVirt's stand-in asks; real libvirt, QEMU and Open vSwitch do.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -303,8 +303,8 @@ impl Hypervisor for LabHypervisor {
     ) -> Result<String, BoxError> {
         let node = self.node(&sandbox.node)?;
         let address = node
-            .underlay()
-            .with_context(|| format!("{} has no address on the underlay", node.name()))?;
+            .management()
+            .with_context(|| format!("{} has no address for migrations", node.name()))?;
         Ok(address.to_string())
     }
 
@@ -329,6 +329,12 @@ impl Hypervisor for LabHypervisor {
         tracing::debug!(domain, node = node.name(), "destroying");
         node.libvirt().virsh(["destroy", guest.name()]).await?;
         Ok(())
+    }
+
+    fn on_node(&self, node: &str, path: &Path) -> PathBuf {
+        // Nobody asks for a node that there is not: they are the lab's.
+        let node = self.node(node);
+        node.map_or_else(|_| path.to_owned(), |node| node.path_of(path))
     }
 
     fn events(&self) -> BoxStream<'static, DomainEvent> {

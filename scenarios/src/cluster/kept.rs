@@ -11,9 +11,9 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::kubernetes::{Assets, client_of_kubeconfig};
-use crate::lab::{Lab, LabName, ProcessId};
+use crate::lab::{Host, Lab, LabName, ProcessId};
 
-use super::{Cluster, Parts, controller};
+use super::{Agents, Cluster, Parts, controller};
 
 /// How long the process may take to end when asked to. The controller and the servers end within a
 /// second or two; what is left after this is killed with the rest of the lab.
@@ -33,17 +33,20 @@ pub struct Kept {
     probe: PathBuf,
     /// Names of the stand-in's roles that are on.
     roles: Vec<String>,
+    /// The hosts that agents run on.
+    agents: Vec<Host>,
 }
 
 impl Kept {
-    /// Describes a cluster of this process.
-    pub fn new(cluster: &Cluster, parts: &Parts) -> Result<Self> {
+    /// Describes a cluster of this process, with agents on these hosts.
+    pub fn new(cluster: &Cluster, parts: &Parts, agents: Vec<Host>) -> Result<Self> {
         Ok(Self {
             process: ProcessId::of(std::process::id().cast_signed())?,
             kubectl: Assets::find()?.program("kubectl"),
             kubeconfig: cluster.plane.admin_kubeconfig(),
             probe: parts.probe.clone(),
             roles: parts.roles.iter().map(ToString::to_string).collect(),
+            agents,
         })
     }
 
@@ -116,7 +119,7 @@ impl Kept {
 
     /// What runs, by name, and whether it serves. The calling process is in central's network
     /// namespace.
-    pub async fn health(&self) -> Vec<(&'static str, bool)> {
+    pub async fn health(&self) -> Vec<(String, bool)> {
         let api = async {
             self.client()
                 .await?
@@ -126,11 +129,19 @@ impl Kept {
         };
         let api = tokio::time::timeout(PATIENCE, api).await;
         let controller = tokio::time::timeout(PATIENCE, controller::is_ready()).await;
-        vec![
-            ("kube-apiserver", matches!(api, Ok(Ok(_)))),
-            ("migration-controller", matches!(controller, Ok(Ok(true)))),
-            (STAND_IN, self.is_alive()),
-        ]
+        let mut health = vec![
+            ("kube-apiserver".to_owned(), matches!(api, Ok(Ok(_)))),
+            (
+                "migration-controller".to_owned(),
+                matches!(controller, Ok(Ok(true))),
+            ),
+            (STAND_IN.to_owned(), self.is_alive()),
+        ];
+        for host in &self.agents {
+            let name = format!("node-hooks on {}", host.name());
+            health.push((name, Agents::is_ready(host).await));
+        }
+        health
     }
 
     /// Asks the process to end everything in order, and returns once it is gone.

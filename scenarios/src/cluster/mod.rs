@@ -7,26 +7,32 @@
 //! central's network namespace ([`Host::enter_netns`](crate::lab::Host::enter_netns)) before its
 //! tokio runtime starts.
 
+mod agents;
 mod controller;
 mod gate;
+mod http;
 mod hypervisor;
 mod kept;
 mod objects;
 
 use std::ffi::OsString;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use kube::Client;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, broadcast};
 
 use crate::kubernetes::{Assets, ControlPlane, Port, Settings, Spawner};
-use crate::kubevirt::{Delays, KubeVirt, Limits, NodeSpec, Role, Settings as KubeVirtSettings};
+use crate::kubevirt::{
+    Delays, HookCall, KubeVirt, Limits, NodeSpec, Role, Settings as KubeVirtSettings,
+};
 use crate::lab::{Accel, Lab, Progress};
 
+pub use agents::{Agents, Hook};
 pub use controller::{Controller, metrics};
 pub use gate::Gate;
 pub use hypervisor::LabHypervisor;
@@ -39,12 +45,16 @@ const API_PORT: u16 = 6443;
 /// Whose rights the controller has: as in `manifests/`.
 const NAMESPACE: &str = "segue-system";
 const SERVICE_ACCOUNT: &str = "migration-controller";
+/// How many lines of a log an error shows.
+const LOG_TAIL: usize = 15;
 
 /// The programs and files that a cluster is made of.
 #[derive(Clone, Debug)]
 pub struct Parts {
     /// The shipped migration-controller.
     pub controller: PathBuf,
+    /// The shipped agent, node-hooks, for strategies that need it.
+    pub node_hooks: Option<PathBuf>,
     /// A static dataplane-probe, for the guests.
     pub probe: PathBuf,
     /// arp-proxy, for networks whose gateways OVN cannot answer for.
@@ -66,8 +76,8 @@ pub enum Segue {
     Nothing,
     /// The controller.
     Controller,
-    /// The controller, and an agent on every node.
-    WithAgents,
+    /// The controller, and an agent on every node, with this gate.
+    WithAgents(Hook),
 }
 
 /// A running cluster. Dropping it ends its processes.
@@ -76,6 +86,8 @@ pub struct Cluster {
     pub plane: ControlPlane,
     /// The controller.
     pub controller: Arc<Mutex<Controller>>,
+    /// The agents, where there is a program for them. They may or may not run.
+    pub agents: Option<Arc<Mutex<Agents>>>,
     /// The hypervisors.
     pub hypervisor: LabHypervisor,
     kubevirt: KubeVirt<LabHypervisor>,
@@ -99,6 +111,14 @@ impl Cluster {
         plane.apply_kubevirt_crds().await?;
         let manifests = plane.kubectl();
         manifests.apply_kustomization(&parts.manifests).await?;
+        agents::issue(lab)?;
+        let agents = match &parts.node_hooks {
+            Some(program) => {
+                let agents = Agents::install(lab, &plane, &parts.manifests, program).await?;
+                Some(Arc::new(Mutex::new(agents)))
+            }
+            None => None,
+        };
         let kubeconfig = plane
             .kubeconfig_of_service_account(NAMESPACE, SERVICE_ACCOUNT)
             .await?;
@@ -115,6 +135,7 @@ impl Cluster {
         Ok(Self {
             plane,
             controller: Arc::new(Mutex::new(controller)),
+            agents,
             hypervisor,
             kubevirt,
         })
@@ -125,29 +146,63 @@ impl Cluster {
         self.plane.client()
     }
 
+    /// What happens to calls of plugins' hooks from now on.
+    pub fn hook_calls(&self) -> broadcast::Receiver<HookCall> {
+        self.kubevirt.hook_calls()
+    }
+
     /// Starts and stops parts of segue until this and nothing else of it runs. It does when this returns.
     ///
     /// # Errors
-    /// When a part does not start or stop, or there are no agents.
+    /// When a part does not start or stop, or there is no program for the agents.
     pub async fn run_segue(&self, wanted: Segue) -> Result<()> {
-        let mut controller = self.controller.lock().await;
-        match wanted {
-            Segue::Nothing => controller.stop().await,
-            Segue::Controller if controller.is_running() => Ok(()),
-            Segue::Controller => controller.start().await,
-            Segue::WithAgents => {
-                bail!("the lab has no agents: `segue-agentless` is what it can do")
-            }
+        let is_wanted = matches!(wanted, Segue::WithAgents(_));
+        if !is_wanted && let Some(agents) = &self.agents {
+            agents.lock().await.stop_all().await?;
         }
+        let mut controller = self.controller.lock().await;
+        if wanted == Segue::Nothing {
+            return controller.stop().await;
+        }
+        if !controller.is_running() {
+            controller.start().await?;
+        }
+        if let Segue::WithAgents(hook) = wanted {
+            self.agents()?.lock().await.start_all(hook).await?;
+        }
+        Ok(())
+    }
+
+    /// The agents.
+    ///
+    /// # Errors
+    /// When there is no program for them.
+    pub fn agents(&self) -> Result<&Arc<Mutex<Agents>>> {
+        let agents = self.agents.as_ref();
+        agents.context("there is no node-hooks: `make build` builds it, --node-hooks names it")
     }
 
     /// Ends everything in order; goes on after an error and returns the first.
     pub async fn stop(self) -> Result<()> {
+        let agents = match &self.agents {
+            Some(agents) => agents.lock().await.stop_all().await,
+            None => Ok(()),
+        };
         let controller = self.controller.lock().await.stop().await;
         self.kubevirt.stop().await;
         let plane = self.plane.stop().await.context("the Kubernetes API");
-        controller.and(plane)
+        agents.and(controller).and(plane)
     }
+}
+
+/// The end of a log, to be appended to an error.
+fn tail_of(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().collect();
+    let tail = lines.get(lines.len().saturating_sub(LOG_TAIL)..);
+    let tail = tail.unwrap_or_default().join("\n");
+    format!("; the end of {}:\n{tail}", log.display())
 }
 
 fn kubevirt_settings(lab: &Lab, delays: Delays) -> KubeVirtSettings {

@@ -18,10 +18,11 @@ use tokio::time::timeout;
 use super::{ControlPlane, Error, Spawner};
 
 /// Trimmed from KubeVirt's: same names, versions, subresources and columns, without the schemas.
-const KUBEVIRT_CRDS: [&str; 3] = [
+const KUBEVIRT_CRDS: [&str; 4] = [
     include_str!("../../crds/kubevirt.io_virtualmachines.yaml"),
     include_str!("../../crds/kubevirt.io_virtualmachineinstances.yaml"),
     include_str!("../../crds/kubevirt.io_virtualmachineinstancemigrations.yaml"),
+    include_str!("../../crds/plugin.kubevirt.io_plugins.yaml"),
 ];
 /// The API serves a new CRD within a second.
 const ESTABLISHED_DEADLINE: Duration = Duration::from_secs(30);
@@ -34,8 +35,8 @@ pub struct Kubectl {
 }
 
 impl ControlPlane {
-    /// Installs KubeVirt's CRDs (`VirtualMachine`, `VirtualMachineInstance`, `VirtualMachineInstanceMigration`) and
-    /// waits until they are served. Installing them twice changes nothing.
+    /// Installs KubeVirt's CRDs (`VirtualMachine`, `VirtualMachineInstance`, `VirtualMachineInstanceMigration`,
+    /// `Plugin`) and waits until they are served. Installing them twice changes nothing.
     ///
     /// # Errors
     /// When the API refuses one, or does not serve it within 30 s.

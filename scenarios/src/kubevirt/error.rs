@@ -29,6 +29,14 @@ pub enum Error {
         /// What it complained of.
         source: BoxError,
     },
+    /// A plugin's hook failed.
+    #[error("{doing}")]
+    Plugin {
+        /// Which.
+        doing: String,
+        /// Why.
+        source: BoxError,
+    },
 }
 
 impl Error {
@@ -60,7 +68,7 @@ impl Error {
             Self::Api { source, .. } => {
                 matches!(&**source, kube::Error::Api(status) if matches!(status.code, 409 | 422))
             }
-            Self::Vmi { .. } | Self::Hypervisor { .. } => false,
+            Self::Vmi { .. } | Self::Hypervisor { .. } | Self::Plugin { .. } => false,
         }
     }
 }

@@ -1,6 +1,10 @@
 //! What the stand-in needs of the lab: somebody who plugs ports and runs domains.
 
-use std::{future::Future, time::Instant};
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use futures::stream::BoxStream;
 use kube::ResourceExt as _;
@@ -122,6 +126,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// The changes of all domains on all nodes, from now on. Without them the changes are deduced from the calls
     /// above, some milliseconds late.
     fn events(&self) -> BoxStream<'static, DomainEvent>;
+
+    /// Where this machine has a path of a node: plugins have their sockets there.
+    fn on_node(&self, node: &str, path: &Path) -> PathBuf;
 }
 
 impl Sandbox {

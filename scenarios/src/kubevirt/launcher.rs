@@ -11,15 +11,21 @@ use std::{
 
 use futures::{Stream, StreamExt as _, stream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{broadcast, watch},
+    task::JoinSet,
+};
 use tracing::{info, warn};
 
 use super::{
-    Delays, DomainEvent, DomainState, Error, Hypervisor, Machine, Migration, Nic, Sandbox, api::now,
+    Delays, DomainEvent, DomainState, Error, HookCall, Hypervisor, Machine, Migration, Nic,
+    Sandbox, api::now,
 };
 
 /// virt-launcher gives libvirt this long to abort (`pkg/virt-launcher/virtwrap/live-migration-source.go`).
 const ABORT_DEADLINE: Duration = Duration::from_secs(30);
+/// Far more than happens while a reader is busy: a call is made once a second at most.
+const HOOK_CALLS_KEPT: usize = 256;
 
 /// A pod as its node has it.
 #[derive(Clone, Debug)]
@@ -79,6 +85,7 @@ pub(super) struct Launchers<H> {
     /// By the UID of the pod.
     all: Mutex<HashMap<String, Launcher>>,
     changes: watch::Sender<u64>,
+    hook_calls: broadcast::Sender<HookCall>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -90,6 +97,7 @@ impl<H: Hypervisor> Launchers<H> {
             delays,
             all: Mutex::default(),
             changes: watch::Sender::new(0),
+            hook_calls: broadcast::Sender::new(HOOK_CALLS_KEPT),
             tasks: Mutex::default(),
         });
         // Weak: the task would otherwise keep its own owner alive.
@@ -119,6 +127,17 @@ impl<H: Hypervisor> Launchers<H> {
         stream::unfold(self.changes.subscribe(), |mut changes| async move {
             changes.changed().await.ok().map(|()| ((), changes))
         })
+    }
+
+    /// What happens to calls of plugins' hooks from now on.
+    pub(super) fn hook_calls(&self) -> broadcast::Receiver<HookCall> {
+        self.hook_calls.subscribe()
+    }
+
+    pub(super) fn tell_hook_call(&self, call: HookCall) {
+        tracing::debug!(?call, "node hook");
+        // Nobody listening is no error.
+        _ = self.hook_calls.send(call);
     }
 
     pub(super) fn by_uid(&self, pod_uid: &str) -> Option<Launcher> {

@@ -20,7 +20,7 @@
 //! 3. `Scheduling`, then, when the pod runs, `Scheduled`.
 //! 4. VMI: a fresh `migrationState` with source and target, label `kubevirt.io/migrationTargetNodeName`.
 //! 5. `PreparingTarget`. VMI: `targetNodeAddress` and ports. `TargetReady`.
-//! 6. The copy starts. VMI: `startTimestamp`, `mode`. `Running`. VMI: `targetNodeDomainDetected`.
+//! 6. Plugins' node hooks `PreMigrationSource` agree. The copy starts. VMI: `startTimestamp`, `mode`. `Running`. VMI: `targetNodeDomainDetected`.
 //! 7. The domain runs on the target. VMI: `targetNodeDomainReadyTimestamp`; target pod: its annotation.
 //! 8. VMI: `endTimestamp`, `nodeName`, label `kubevirt.io/nodeName`; then `completed`; the target's label goes.
 //! 9. `Succeeded`, with the VMI's `migrationState`; the source pod completes, then CNI DEL; the target pod's
@@ -30,7 +30,7 @@
 //! the target pod completes, then CNI DEL.
 //!
 //! # What is left out
-//! Post-copy, hot-plugged volumes, migrations between clusters, persistent TPM and EFI state, evacuation (whoever evacuates
+//! Plugins' other hooks and conditions, post-copy, hot-plugged volumes, migrations between clusters, persistent TPM and EFI state, evacuation (whoever evacuates
 //! makes a migration), and `VirtualMachine`s: VMIs are made directly.
 
 mod api;
@@ -43,6 +43,7 @@ mod hypervisor;
 mod kubelet;
 mod launcher;
 mod nic;
+mod plugins;
 mod roles;
 mod template;
 
@@ -57,4 +58,5 @@ pub use error::Error;
 pub use hypervisor::{BoxError, DomainEvent, DomainState, Hypervisor, Machine, Migration, Sandbox};
 pub use kubelet::NodeSpec;
 pub use nic::{Nic, PORTS_ANNOTATION, Port, nics};
+pub use plugins::{HookCall, HookPoint, HookResult, NodeHook, Plugin, PluginSpec};
 pub use roles::{KubeVirt, Role, Settings};

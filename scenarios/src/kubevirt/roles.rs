@@ -3,10 +3,11 @@
 use std::{collections::HashMap, fmt, sync::Arc};
 
 use kube::Client;
-use tokio::task::JoinSet;
+use tokio::{sync::broadcast, task::JoinSet};
 
 use super::{
-    Delays, Hypervisor, Limits, NodeSpec, controller, handler, kubelet, launcher::Launchers,
+    Delays, HookCall, Hypervisor, Limits, NodeSpec, controller, handler, kubelet,
+    launcher::Launchers,
 };
 
 /// A part of a cluster that is stood in for.
@@ -72,6 +73,11 @@ impl<H: Hypervisor> KubeVirt<H> {
     /// The hypervisor.
     pub fn hypervisor(&self) -> &H {
         self.launchers.hypervisor()
+    }
+
+    /// What happens to calls of plugins' hooks from now on.
+    pub fn hook_calls(&self) -> broadcast::Receiver<HookCall> {
+        self.launchers.hook_calls()
     }
 
     /// Switches a role on, with a client of its own. Nothing happens when it is on already.

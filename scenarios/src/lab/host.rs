@@ -65,6 +65,17 @@ pub struct HostProcess {
     pub cmdline: Vec<String>,
 }
 
+impl HostProcess {
+    pub(crate) fn is_guest(&self) -> bool {
+        self.comm.starts_with("qemu-system")
+    }
+
+    /// It starts guests, which are not to have what it has.
+    fn starts_guests(&self) -> bool {
+        self.comm == "libvirtd"
+    }
+}
+
 impl Host {
     /// `central`, `node1`…, `client` or `outside`.
     pub fn name(&self) -> &str {
@@ -79,6 +90,13 @@ impl Host {
     /// Its address on the underlay, where tunnels and migrations go; client and outside have none.
     pub fn underlay(&self) -> Option<Ipv4Addr> {
         self.underlay
+    }
+
+    /// Its address on the network beside the underlay, for what the machines have to say to each other; client and outside
+    /// have none.
+    pub fn management(&self) -> Option<Ipv4Addr> {
+        let [.., host] = self.underlay?.octets();
+        Some(Ipv4Addr::new(172, 30, 1, host))
     }
 
     /// The name of its network namespace, for `ip netns exec`.
@@ -98,6 +116,11 @@ impl Host {
     /// Where this machine sees a path of the host that is below one of its own directories, such as `/run/ovn`.
     pub fn path(&self, in_host: &str) -> PathBuf {
         self.state_dir().join(in_host.trim_start_matches('/'))
+    }
+
+    /// As [`path`](Self::path), of a path as Kubernetes' objects have it.
+    pub fn path_of(&self, in_host: &Path) -> PathBuf {
+        below(&self.state_dir(), in_host)
     }
 
     /// A command that runs inside the host: its processes, network, host name, and the image as root. Add arguments as
@@ -229,9 +252,17 @@ impl Host {
 
     /// Gives what runs in the host precedence over the rest of the machine: what is measured in milliseconds should not
     /// depend on whether something else is being compiled. To be repeated when something new has started.
+    ///
+    /// Daemons run the moment that they have something to do. As machines of their own the hosts would have a processor
+    /// each; here they share two with every guest, and an emulated one computes whenever it can.
     pub fn prefer(&self) -> Result<()> {
         for process in self.processes()? {
-            process.id.prefer_session();
+            process.id.prefer();
+            if process.starts_guests() {
+                process.id.make_prompt_alone();
+            } else if !process.is_guest() {
+                process.id.make_prompt();
+            }
         }
         Ok(())
     }
@@ -257,6 +288,16 @@ impl Host {
 /// Where this machine sees a host's own directories.
 pub(crate) fn host_dir(lab: &LabName, host: &str) -> PathBuf {
     Path::new(&lab.state_dir()).join("hosts").join(host)
+}
+
+/// A path of a system whose root is a directory here. `/var/run` is a link to `/run` in Debian, and as a link it would
+/// lead out of the directory.
+pub(crate) fn below(root: &Path, absolute: &Path) -> PathBuf {
+    let path = match absolute.strip_prefix("/var/run") {
+        Ok(rest) => Path::new("/run").join(rest),
+        Err(_) => absolute.to_owned(),
+    };
+    root.join(path.strip_prefix("/").unwrap_or(&path))
 }
 
 /// Looks until a condition holds that nothing announces.

@@ -100,8 +100,7 @@ impl<'a> Libvirt<'a> {
         // libvirt's name of a guest in QEMU's arguments, between "guest=" and a comma.
         let mark = format!("guest={domain},");
         let found = self.0.processes()?.into_iter().find(|process| {
-            process.comm.starts_with("qemu-system")
-                && process.cmdline.iter().any(|word| word.starts_with(&mark))
+            process.is_guest() && process.cmdline.iter().any(|word| word.starts_with(&mark))
         });
         Ok(found.map(|process| process.id))
     }
@@ -168,7 +167,7 @@ pub async fn migrate(
     options: MigrateOptions,
 ) -> Result<MigrationJob> {
     let address = target
-        .underlay()
+        .management()
         .with_context(|| format!("{} cannot be a target", target.name()))?;
     let preference = prefer_at_start(target, domain).await?;
     let fault = match options.fault {

@@ -8,7 +8,8 @@
 //!        │                    172.30.0.11… on br-phys ── eth0            │
 //!        └──── veth, MTU 1600 ────────────────────────────┘    br-int of the last node
 //! ```
-//! One more host, `outside`, is alone until a [`routed::RoutedNetwork`] connects it with the nodes.
+//! Beside the underlay is a network that no switch of a node has a part in (172.30.1.1, 172.30.1.11…): guests'
+//! memory is copied there, and segue's controller and agents talk there. One more host, `outside`, is alone until a [`routed::RoutedNetwork`] connects it with the nodes.
 //!
 //! Every host is a named network namespace and a first process with process, mount, host name and IPC namespaces of
 //! its own, whose root is a Debian [`Image`] mounted read-only, with directories of its own over it.
@@ -40,6 +41,7 @@ use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
 
 mod client;
+pub mod contain;
 mod daemon;
 pub mod domain;
 pub mod events;
@@ -62,6 +64,7 @@ mod progress;
 pub mod routed;
 mod rpc;
 mod shell;
+mod state;
 mod sweep;
 pub mod topology;
 
@@ -74,6 +77,7 @@ pub use mac::MacAddr;
 pub use name::LabName;
 pub use ovs::{INTEGRATION_BRIDGE, Ovs};
 pub use proc::ProcessId;
+pub(crate) use proc::prefer_at_start;
 pub use progress::{Progress, Quiet, Terminal};
 pub use sweep::Swept;
 
@@ -193,6 +197,7 @@ impl Lab {
             logs: spec.logs.clone(),
         };
         progress.step(&format!("Starting the hosts of lab {}", spec.name));
+        state::make(&spec.name)?;
         lab.start_hosts(spec).await?;
         progress.step(if spec.hypervisors {
             "Starting OVN, Open vSwitch and libvirt"
@@ -339,6 +344,7 @@ impl Lab {
     async fn start_daemons(&self, hypervisors: bool) -> Result<()> {
         let nodes: Vec<_> = self.nodes().collect();
         ovn::connect_underlay(self.central(), &nodes).await?;
+        ovn::connect_management(self.central(), &nodes).await?;
         let central = ovn::start_central(self.central());
         let started = try_join_all((1u8..).zip(&nodes).map(|(index, node)| async move {
             let address = node.underlay.context("a node without underlay address")?;

@@ -28,7 +28,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use super::{
     netns,
-    proc::{NICE, ProcessId},
+    proc::{ProcessId, take_precedence},
 };
 
 /// The hidden subcommand that runs [`run_init`].
@@ -182,7 +182,7 @@ fn init_inner(spec: &InitSpec) -> Result<()> {
     let children = SigSet::from_iter([Signal::SIGCHLD]);
     children.thread_block().context("block SIGCHLD")?;
     setsid().context("new session")?;
-    prefer()?;
+    take_precedence().context("priority")?;
     mount(
         Some("proc"),
         &spec.root.join("proc"),
@@ -208,16 +208,6 @@ fn init_inner(spec: &InitSpec) -> Result<()> {
     reap(&children)
 }
 
-/// Gives the host's processes, which inherit it, precedence over the rest of the machine. Where the kernel groups
-/// processes by session it takes [`Host::prefer`](super::Host::prefer) as well.
-fn prefer() -> Result<()> {
-    // SAFETY: the call takes three numbers and changes nothing but this process's own priority.
-    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
-    nix::errno::Errno::result(result)
-        .context("priority")
-        .map(drop)
-}
-
 /// Collects orphans for ever; only SIGKILL from outside ends the first process of a namespace without handlers.
 fn reap(children: &SigSet) -> Result<()> {
     loop {
@@ -229,7 +219,7 @@ fn reap(children: &SigSet) -> Result<()> {
     }
 }
 
-fn bind(source: &Path, target: &Path, read_only: bool) -> Result<()> {
+pub(crate) fn bind(source: &Path, target: &Path, read_only: bool) -> Result<()> {
     mount(
         Some(source),
         target,
@@ -248,7 +238,7 @@ fn bind(source: &Path, target: &Path, read_only: bool) -> Result<()> {
     Ok(())
 }
 
-fn remount(target: &Path, flags: MsFlags) -> Result<()> {
+pub(crate) fn remount(target: &Path, flags: MsFlags) -> Result<()> {
     mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
         .with_context(|| format!("remount {}", target.display()))
 }

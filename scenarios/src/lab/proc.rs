@@ -1,6 +1,6 @@
 //! Processes, by what identifies them for good: the process id together with the time the process started.
 
-use std::{fmt, fs, str::FromStr};
+use std::{fmt, fs, os::unix::process::CommandExt as _, process::Command, str::FromStr};
 
 use anyhow::{Context as _, Result};
 use nix::{
@@ -11,7 +11,9 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 /// Priority of everything in a host, setpriority(2).
-pub(crate) const NICE: i32 = -15;
+const NICE: i32 = -15;
+/// Priority of what is prompt among what has real-time priority, sched(7): the least. A probe's thread has more.
+const PROMPT: libc::c_int = 1;
 
 /// A process that a later one with the same process id is not mistaken for. Written `PID:START`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,11 +36,37 @@ impl ProcessId {
         start_time(self.pid) == Some(self.start)
     }
 
-    /// Gives the process's session precedence over other sessions, where the kernel divides time by session
-    /// (sched_autogroup, sched(7)): there its own priority counts only within the session.
-    pub(crate) fn prefer_session(self) {
-        // Best effort: the file does not exist in kernels that do not do this.
+    /// Gives the process precedence over the rest of the machine.
+    pub(crate) fn prefer(self) {
+        // Where the kernel divides time by session a process's own priority counts only within the session
+        // (sched_autogroup, sched(7)). All of this is best effort: the file does not exist in kernels that do not.
         _ = fs::write(format!("/proc/{}/autogroup", self.pid), NICE.to_string());
+        for thread in self.threads() {
+            _ = make_nice(thread);
+        }
+    }
+
+    /// Has the process run the moment that it has something to do, whatever guests do.
+    pub(crate) fn make_prompt(self) {
+        for thread in self.threads() {
+            // Best effort: a container may be forbidden to.
+            _ = make_prompt(thread, libc::SCHED_RR);
+        }
+    }
+
+    /// As [`make_prompt`](Self::make_prompt), but what it starts from now on, threads too, runs as anything does.
+    pub(crate) fn make_prompt_alone(self) {
+        for thread in self.threads() {
+            _ = make_prompt(thread, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK);
+        }
+    }
+
+    fn threads(self) -> Vec<i32> {
+        let entries = fs::read_dir(format!("/proc/{}/task", self.pid));
+        let entries = entries.into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
     }
 
     /// Sends a signal, unless the process is gone.
@@ -53,6 +81,41 @@ impl ProcessId {
             }
         }
     }
+}
+
+/// Gives a command, and what it starts, the precedence of what runs in a host, and a session of its own.
+pub(crate) fn prefer_at_start(command: &mut Command) {
+    // SAFETY: the hook makes a few system calls that take numbers, and allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            Errno::result(libc::setsid())?;
+            Ok(take_precedence()?)
+        });
+    }
+}
+
+/// Gives this process's calling thread, and what it starts, precedence over the rest of the machine, and lets it run the
+/// moment that it has something to do. Allocates nothing.
+pub(crate) fn take_precedence() -> nix::Result<()> {
+    make_nice(0)?;
+    // Best effort: a container may be forbidden to.
+    _ = make_prompt(0, libc::SCHED_RR);
+    Ok(())
+}
+
+fn make_nice(thread: i32) -> nix::Result<()> {
+    // SAFETY: the call takes three numbers.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, thread.cast_unsigned(), NICE) };
+    Errno::result(result).map(drop)
+}
+
+fn make_prompt(thread: i32, policy: libc::c_int) -> nix::Result<()> {
+    let parameters = libc::sched_param {
+        sched_priority: PROMPT,
+    };
+    // SAFETY: `parameters` outlives the call, which only reads it.
+    let result = unsafe { libc::sched_setscheduler(thread, policy, &raw const parameters) };
+    Errno::result(result).map(drop)
 }
 
 impl fmt::Display for ProcessId {

@@ -14,7 +14,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{name::LabName, netns::Netns};
+use super::{name::LabName, netns::Netns, state};
 
 /// How long the kernel may take to end a killed process.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -67,7 +67,7 @@ pub(crate) fn sweep(lab: &LabName, logs: Option<&Path>) -> Result<Swept> {
     if let Some(Err(error)) = logs.map(|logs| copy_logs(lab, logs)) {
         errors.push(error);
     }
-    match remove(&lab.state_dir()) {
+    match state::remove(lab) {
         Ok(existed) => swept.state = existed,
         Err(error) => errors.push(error),
     }
@@ -109,14 +109,6 @@ fn kill_all(namespaces: &[Netns]) -> Result<usize> {
         }
         // Again, because a process may have started another while it was being looked for.
         thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn remove(dir: &Path) -> Result<bool> {
-    match fs::remove_dir_all(dir) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("remove {}", dir.display())),
     }
 }
 

@@ -109,15 +109,18 @@ pub struct Interruption {
     pub resumed_ns: u64,
     /// The guest's first frame after it resumed.
     pub first_frame_ns: u64,
+    /// The first of the probe's packets among them.
+    pub first_packet_ns: Option<u64>,
 }
 
 /// What the network added: N = G − P − W, the larger of both directions, with G the longest gap
 /// between arrivals that the pause lies in or touches. Returns N and its error: a period, and what
 /// the probe says its gap may be off by.
 ///
-/// Gaps elsewhere are not the migration's: on a busy machine the longest of a run may be one. Where
-/// the probe's own sender in the guest took longer to come to itself than the guest took to send a
-/// first frame of any kind, that longer time counts as W: the network had nothing to carry.
+/// Gaps elsewhere are not the migration's: on a busy machine the longest of a run may be one. From
+/// the guest, W lasts until the first of the probe's packets is on the target's tap: a guest that
+/// wakes answers what waits for it first, and until its sender comes to its turn the network has
+/// nothing to carry. Where the probe says that a sender was later than that, its word counts.
 pub fn network_added_ms(
     to_vm: &probe::Direction,
     from_vm: &probe::Direction,
@@ -127,17 +130,20 @@ pub fn network_added_ms(
         paused_ns,
         resumed_ns,
         first_frame_ns,
+        first_packet_ns,
     } = interruption;
     let pause_ms = ratio(resumed_ns.checked_sub(paused_ns)?, 1e6);
     let wake_ms = ratio(first_frame_ns.checked_sub(resumed_ns)?, 1e6);
     let touches = |gap: &&probe::Gap| gap.start_ns <= resumed_ns && gap.end_ns >= paused_ns;
-    let added = |direction: &probe::Direction| {
+    let packet_ms = first_packet_ns.and_then(|at| at.checked_sub(resumed_ns));
+    let packet_ms = packet_ms.map_or(wake_ms, |nanos| ratio(nanos, 1e6));
+    let added = |(direction, wake_ms): (&probe::Direction, f64)| {
         let gaps = direction.gaps.iter().filter(touches);
         let gap = gaps.max_by(|one, other| one.ms.total_cmp(&other.ms))?;
         let added = gap.ms - pause_ms - wake_ms.max(gap.sender_late_ms);
         Some((added, ratio(direction.period_us, 1e3) + gap.error_ms))
     };
-    [to_vm, from_vm]
+    [(to_vm, wake_ms), (from_vm, packet_ms)]
         .into_iter()
         .filter_map(added)
         .max_by(|(one, _), (other, _)| one.total_cmp(other))
@@ -179,11 +185,12 @@ mod tests {
             paused_ns: 1_000 * MS,
             resumed_ns: 1_050 * MS,
             first_frame_ns: 1_060 * MS,
+            first_packet_ns: Some(1_062 * MS),
         };
         let added = |to_vm: &[(u64, u64)], from_vm: &[(u64, u64)]| {
             network_added_ms(&direction(to_vm), &direction(from_vm), interruption)
         };
-        assert_eq!(added(&[(999, 1_061)], &[(999, 1_075)]), Some((15.0, 1.5)));
+        assert_eq!(added(&[(999, 1_061)], &[(999, 1_075)]), Some((13.0, 1.5)));
         assert_eq!(added(&[(999, 1_059)], &[]), Some((-1.0, 1.5)));
         let elsewhere = (2_000, 2_500);
         assert_eq!(added(&[elsewhere, (1_000, 1_061)], &[]), Some((0.0, 1.5)));

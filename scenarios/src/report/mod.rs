@@ -6,6 +6,7 @@
 
 mod figures;
 mod flows;
+mod opening;
 mod table;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use crate::scenario::{Outcome, Topology};
 
 pub use figures::{Direction, Interruption, NewConnections, Tcp, network_added_ms};
 pub use flows::{Flow, Forbidden, GatewayEntry, Tried};
+pub use opening::EarlyOpening;
 pub use table::render;
 
 /// The name and version of the format. Within it fields are only ever added.
@@ -80,11 +82,17 @@ pub struct Migration {
     pub pause_ms: Option<f64>,
     /// RESUME to the guest's first frame on the target's tap.
     pub guest_wake_ms: Option<f64>,
-    /// The longest service gap of either direction around the pause, less pause and guest wake. Not
-    /// clamped.
+    /// The longest service gap of either direction around the pause, less pause and guest wake; from the
+    /// VM, the wake lasts until the probe's first packet. Not clamped.
     pub network_added_ms: Option<f64>,
     /// By how much `network_added_ms` may be off in either direction.
     pub network_added_error_ms: Option<f64>,
+    /// How agents opened the target's ports on the pause; absent where nobody told of the pause in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_opening: Option<EarlyOpening>,
+    /// How long virt-handler's question held the copy back, from when it was asked first. Null where nobody is asked.
+    #[serde(default)]
+    pub gate_held_ms: Option<f64>,
     /// Packets towards the VM.
     pub to_vm: Direction,
     /// Packets from the VM.
@@ -113,9 +121,15 @@ pub struct Timeline {
     pub armed: Option<i64>,
     /// The target and the chassis that matter had caught up.
     pub ready: Option<i64>,
+    /// The copy of the guest's memory began.
+    #[serde(default)]
+    pub copying: Option<i64>,
     /// The guest paused on the source; 0 by definition.
     pub paused: Option<i64>,
-    /// The target's ovn-controller opened the port, as the Southbound tells.
+    /// The target's agent had written what opens the port.
+    #[serde(default)]
+    pub opened: Option<i64>,
+    /// The target's ovn-controller activated the port, as the Southbound tells; an agent has opened it before.
     pub activated: Option<i64>,
     /// The guest resumed.
     pub resumed: Option<i64>,

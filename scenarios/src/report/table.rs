@@ -12,6 +12,7 @@ pub fn render(report: &Report) -> String {
         parts.push(migrations(&report.migrations));
         parts.push(LEGEND.to_owned());
     }
+    parts.extend(openings(&report.migrations));
     parts.extend(flows(report));
     parts.extend(forbidden(report));
     parts.extend(gateways(report));
@@ -25,7 +26,7 @@ pub fn render(report: &Report) -> String {
 
 const LEGEND: &str = "\
 pause: QEMU's STOP to RESUME. wake: RESUME to the guest's first frame. network added: the longest
-gap between arrivals around the pause, less pause and wake (± a period and the probe's own error).
+gap between arrivals around the pause, less pause and the flow's wake (± a period and the probe's own error).
 lost, twice: packets towards the VM / from it.";
 
 fn heading(report: &Report) -> String {
@@ -85,6 +86,39 @@ fn migrations(migrations: &[Migration]) -> String {
         ]);
     }
     table.to_string()
+}
+
+/// How agents opened ports, where they did or should have.
+fn openings(migrations: &[Migration]) -> Option<String> {
+    let mut table = new_table(&[
+        "port opened on the pause",
+        "from → to",
+        "by the agent",
+        "event µs",
+        "stream µs",
+        "packet-out µs",
+        "together",
+        "switch µs",
+        "OVN µs",
+    ]);
+    for migration in migrations {
+        let Some(opening) = &migration.early_opening else {
+            continue;
+        };
+        let micros = |value: Option<i64>| value.map_or_else(|| "–".to_owned(), |it| it.to_string());
+        table.add_row([
+            migration.vm.clone(),
+            format!("{} → {}", migration.source, migration.target),
+            opening.result.clone(),
+            micros(opening.event),
+            micros(opening.stream),
+            micros(opening.packet_out),
+            micros(opening.opened),
+            micros(opening.switch),
+            micros(opening.ovn),
+        ]);
+    }
+    (table.row_count() > 0).then(|| table.to_string())
 }
 
 /// The flows beside the primary one, which the table of migrations has.

@@ -4,10 +4,10 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
 use kube::Api;
-use migration_controller::api::{Handover, HandoverStatus, TimelineStep};
+use migration_controller::api::{EarlyOpening, Handover, HandoverStatus, TimelineStep};
 use tokio::task::JoinSet;
 
-use crate::cluster::Segue;
+use crate::cluster::{Hook, Segue};
 use crate::lab::Nic;
 use crate::scenario::{Moment, Outcome, Strategy};
 
@@ -37,19 +37,21 @@ pub(super) struct Replay {
 }
 
 /// How a handover ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ending {
     pub outcome: Outcome,
     /// Target and peers had caught up; of segue only.
     pub ready: Option<SystemTime>,
     /// Nothing was left to do.
     pub finalised: Option<SystemTime>,
+    /// How agents opened the target's ports; of segue only.
+    pub opening: Option<EarlyOpening>,
 }
 
-/// What of segue runs while ports are handed over so.
-pub(super) fn segue_of(strategy: Strategy) -> Segue {
+/// What of segue runs while ports are handed over so; agents, if any, with this gate.
+pub(super) fn segue_of(strategy: Strategy, hook: Hook) -> Segue {
     match strategy {
-        Strategy::Segue => Segue::WithAgents,
+        Strategy::Segue => Segue::WithAgents(hook),
         Strategy::SegueAgentless => Segue::Controller,
         _ => Segue::Nothing,
     }
@@ -146,6 +148,7 @@ impl Replay {
             outcome,
             ready: None,
             finalised: Some(SystemTime::now()),
+            opening: None,
         })
     }
 }
@@ -186,6 +189,7 @@ impl Ending {
             outcome,
             ready: step(TimelineStep::Ready),
             finalised: step(last),
+            opening: status.early_opening.clone(),
         })
     }
 }

@@ -5,13 +5,13 @@ use dataplane_probe::packets::PacketLog;
 use kube::Api;
 use kube::api::DeleteParams;
 
-use crate::cluster::{Parts, Segue};
+use crate::cluster::{Hook, Parts, Segue};
 use crate::kubevirt::VirtualMachineInstanceMigration;
 use crate::lab::{Lab, Progress};
 use crate::report::{Check, Environment, Migration};
 use crate::scenario::{
-    Expect, FoundBy, Gateway, Migrate, Outcome, PortsOf, Probe, Requested, Scenario, Strategy,
-    Topology, Vm,
+    self, Expect, FoundBy, Gateway, Migrate, Outcome, PortsOf, Probe, Requested, Scenario,
+    Strategy, Topology, Vm,
 };
 
 use super::conduct::segue_of;
@@ -114,7 +114,9 @@ impl<'a> Contest<'a> {
         let guest = self.guests.get(number).context("no such guest")?;
         let vm = guest.vm.as_ref().context("the guest does not run")?;
         let cluster = &self.runner.cluster;
-        cluster.run_segue(segue_of(strategy)).await?;
+        cluster
+            .run_segue(segue_of(strategy, Hook::default()))
+            .await?;
         let node = node_of(cluster.client(), &vm.spec).await?;
         if strategy.is_segue() {
             // Whoever moved it last may have left its traffic with the other gateway.
@@ -138,6 +140,9 @@ impl<'a> Contest<'a> {
             cancel_at: None,
             fail: None,
             kill_controller: None,
+            agents: Vec::new(),
+            target_stalls_ms: None,
+            forge_at: None,
             // What it costs is the result, not a condition.
             expect: Expect {
                 max_duplicated: None,
@@ -229,6 +234,7 @@ fn scenarios(topology: Topology, strategies: &[Strategy]) -> Vec<Scenario> {
             about: String::new(),
             topology,
             strategy: Strategy::default(),
+            hook: scenario::Hook::default(),
             gateway: Gateway::default(),
             snat: false,
             ports_of,

@@ -11,7 +11,7 @@ use migration_controller::api::Handover;
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 
-use crate::kubevirt::{VirtualMachineInstanceMigration, VmimPhase, names};
+use crate::kubevirt::{HookCall, HookResult, VirtualMachineInstanceMigration, VmimPhase, names};
 use crate::lab::events::{Event, Kind};
 use crate::scenario::Moment;
 
@@ -45,8 +45,10 @@ pub(super) fn start(
     client: &Client,
     ovn: &Ovn,
     events: broadcast::Receiver<Event>,
+    hook_calls: broadcast::Receiver<HookCall>,
 ) -> JoinSet<Result<()>> {
     let mut feeders = JoinSet::new();
+    feeders.spawn(from_hooks(followed.clone(), moments.clone(), hook_calls));
     feeders.spawn(from_ovn(followed.clone(), moments.clone(), ovn.clone()));
     feeders.spawn(from_hypervisors(followed.clone(), moments.clone(), events));
     feeders.spawn(from_migration(
@@ -153,6 +155,26 @@ async fn from_hypervisors(
             // On the target, or back on the source: the pause is over either way.
             moments.note(Moment::Resumed, event.at);
         }
+    }
+}
+
+async fn from_hooks(
+    followed: Followed,
+    moments: Moments,
+    mut calls: broadcast::Receiver<HookCall>,
+) -> Result<()> {
+    loop {
+        let call = calls.recv().await.context("calls of node hooks")?;
+        let vmi = call.vmi.replacen('/', "_", 1);
+        if vmi != followed.domain || call.node != followed.source {
+            continue;
+        }
+        let moment = match call.result {
+            HookResult::Asked => Moment::Asked,
+            HookResult::Failed(_) => Moment::Refused,
+            HookResult::Agreed | HookResult::Ignored(_) => Moment::Allowed,
+        };
+        moments.note(moment, call.at);
     }
 }
 

@@ -87,7 +87,7 @@ pub(super) async fn listen(host: &Host, address: IpAddr) -> Result<Arc<Callee>> 
     .await
 }
 
-/// Says when the guest behind a tap sends its first frame after `resumed` resolves.
+/// Says when the guest behind a tap sends its first frames after it resumed.
 ///
 /// QEMU's own announcement (RARP) goes out on the guest's behalf and possibly before it runs, so it
 /// is not the guest's first frame. Dropping the returned watch ends it.
@@ -99,11 +99,31 @@ pub(super) struct FirstFrame {
 /// What a tap showed.
 #[derive(Default)]
 struct Frames {
-    /// When the guest sent something, in nanoseconds of Unix time.
-    times: Vec<u64>,
+    sent: Vec<Sent>,
     /// Why there may have been more.
     caveat: Option<String>,
 }
+
+/// A frame of the guest's.
+#[derive(Clone, Copy)]
+struct Sent {
+    /// In nanoseconds of Unix time.
+    at_ns: u64,
+    /// As the probe's packets are.
+    is_udp: bool,
+}
+
+/// When a guest was first heard again after it resumed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Awake {
+    /// By whatever it sent.
+    pub(super) frame: Option<SystemTime>,
+    /// By UDP, which is the probe's: what it sends first may be long before.
+    pub(super) packet: Option<SystemTime>,
+}
+
+/// `IPPROTO_UDP`.
+const UDP: u8 = 17;
 
 impl FirstFrame {
     /// Begins to watch.
@@ -132,23 +152,29 @@ impl FirstFrame {
         Ok(Self { stop, frames })
     }
 
-    /// Ends the watch and says when the first frame came after the guest had `resumed`, and why that may
-    /// not have been the first.
-    pub(super) async fn after(self, resumed: SystemTime) -> (Option<SystemTime>, Option<String>) {
+    /// Ends the watch and says when the first frames came after the guest had `resumed`, and why they may not have been
+    /// the first.
+    pub(super) async fn after(self, resumed: SystemTime) -> (Awake, Option<String>) {
         self.stop.stop();
-        let Frames { times, caveat } = self.frames.await.unwrap_or_default();
-        let moments = times
-            .into_iter()
-            .map(|nanos| SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos));
-        (moments.filter(|at| *at >= resumed).min(), caveat)
+        let Frames { sent, caveat } = self.frames.await.unwrap_or_default();
+        let moment = |sent: &Sent| SystemTime::UNIX_EPOCH + Duration::from_nanos(sent.at_ns);
+        let since = |sent: &&Sent| moment(sent) >= resumed;
+        let awake = Awake {
+            frame: sent.iter().filter(since).map(moment).min(),
+            packet: {
+                let packets = sent.iter().filter(|sent| sent.is_udp);
+                packets.filter(since).map(moment).min()
+            },
+        };
+        (awake, caveat)
     }
 }
 
 fn follow(watcher: &mut watch::Watcher) -> Frames {
-    let mut times = Vec::new();
+    let mut sent = Vec::new();
     let ended = loop {
         match watcher.poll() {
-            Ok(Some(events)) => times.extend(events.iter().filter_map(sent_by_guest)),
+            Ok(Some(events)) => sent.extend(events.iter().filter_map(sent_by_guest)),
             // The tap goes with the guest at the latest; that ends the watch as well.
             Ok(None) | Err(watch::Error::Gone { .. }) => break Ok(()),
             Err(error) => break Err(error),
@@ -166,17 +192,21 @@ fn follow(watcher: &mut watch::Watcher) -> Frames {
             ))
         }
     };
-    Frames { times, caveat }
+    Frames { sent, caveat }
 }
 
-fn sent_by_guest(event: &watch::Event) -> Option<u64> {
+fn sent_by_guest(event: &watch::Event) -> Option<Sent> {
     match event {
         watch::Event::Frame {
             t_ns,
             direction: watch::Direction::In,
             kind,
+            protocol,
             ..
-        } if *kind != watch::Kind::Rarp => Some(*t_ns),
+        } if *kind != watch::Kind::Rarp => Some(Sent {
+            at_ns: *t_ns,
+            is_udp: *protocol == Some(UDP),
+        }),
         _ => None,
     }
 }

@@ -7,21 +7,25 @@ use dataplane_probe::packets::PacketLog;
 use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
+use nix::sys::signal::Signal;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::cluster;
 use crate::kubevirt::VirtualMachineInstanceMigration;
+use crate::lab::Daemon;
 use crate::lab::libvirt::{Fault, MigrateOptions};
-use crate::report::{self, Check, Interruption, Timeline, network_added_ms};
+use crate::report::{self, Check, EarlyOpening, Interruption, Timeline, network_added_ms};
 use crate::scenario::{Failure, Migrate, Moment, Outcome, PortsOf};
 
 use super::Bench;
+use super::agents::{self, Counted};
 use super::checks::{self, Checks};
 use super::conduct::{Conduct, Ending};
 use super::feeders::{self, Followed};
 use super::flows::{Flows, Watched};
-use super::inside::{self, FirstFrame};
+use super::forging;
+use super::inside::{self, Awake, FirstFrame};
 use super::killing::Killing;
 use super::moments::Moments;
 use super::place;
@@ -61,11 +65,17 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
         ports: vm.ports().map(str::to_owned).collect(),
         placed: vm.placed(),
     };
+    agents::prepare(bench, migrate).await?;
+    let forgeries = match migrate.expect.forgeries {
+        Some(_) => Some(Counted::of(bench, &followed.source).await?),
+        None => None,
+    };
     bench.cluster.hypervisor.plan(&vm.domain, options(migrate));
     let killing = Killing::prepare(bench, migrate).await?;
     let moments = Moments::new();
     let events = bench.cluster.hypervisor.raw_events();
-    let mut feeders = feeders::start(&followed, &moments, &client, bench.ovn, events);
+    let calls = bench.cluster.hook_calls();
+    let mut feeders = feeders::start(&followed, &moments, &client, bench.ovn, events, calls);
     let conduct = Conduct::prepare(bench, vm, &followed, &moments).await?;
 
     let groups = pods::groups(bench.ovn, vm);
@@ -74,6 +84,8 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
     let flows = Flows::start(bench, vm, &nodes).await?;
     sleep(MARGIN).await;
     let mut disturbances = disturb(bench, &followed, migrate, killing, &moments);
+    agents::disturb(bench, migrate, &moments, &mut disturbances)?;
+    disturbances.spawn(deceive(bench, vm, &followed, migrate, moments.clone())?);
     create(bench, &followed).await?;
     let ended = async {
         let (first_frame, ending) = tokio::try_join!(
@@ -97,11 +109,11 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
     let mut watched = flows.finish(vm).await?;
 
     let resumed = moments.at(Moment::Resumed);
-    let (first_frame, caveat) = match (first_frame, resumed) {
+    let (awake, caveat) = match (first_frame, resumed) {
         (Some(watch), Some(resumed)) => watch.after(resumed).await,
-        _ => (None, None),
+        _ => (Awake::default(), None),
     };
-    let mut migration = assemble(vm, &followed, &moments, ending, first_frame, &watched)?;
+    let mut migration = assemble(vm, &followed, &moments, &ending, awake, &watched)?;
     bench.strategy.as_str().clone_into(&mut migration.strategy);
     migration.caveats.extend(caveat);
     let now = place::gateway(bench, vm, place_after(&followed, migration.outcome)).await?;
@@ -110,6 +122,11 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
     let place = place_after(&followed, migration.outcome);
     checks.extend(pods::check(bench.ovn, vm, place, &groups));
     checks.extend(disturbed);
+    checks.extend(agents::check(&migration, migrate));
+    if let Some(before) = forgeries {
+        let new = Counted::of(bench, &followed.source).await?.since(before);
+        checks.extend(agents::check_forgeries(&migration, migrate, new));
+    }
     if migrate.expect.shown_by_kubectl {
         checks.extend(shown::check(bench, &followed, &migration).await?);
     }
@@ -192,6 +209,38 @@ fn cancel(
     }
 }
 
+/// Lets the target's ovn-controller stand still, and the guest announce what is not so, where that is asked for.
+fn deceive(
+    bench: &Bench<'_>,
+    vm: &RunningVm,
+    followed: &Followed,
+    migrate: &Migrate,
+    moments: Moments,
+) -> Result<impl Future<Output = Result<Vec<Check>>> + use<>> {
+    let source = bench.lab.host(&followed.source)?.clone();
+    let target = bench.lab.host(&followed.target)?.clone();
+    let guest = bench.cluster.hypervisor.guest(&vm.domain);
+    let guest = guest.context("a VM without a guest")?;
+    let nic = vm.nics.first().context("a VM without ports")?.clone();
+    let (stalls, forge_at) = (migrate.target_stalls_ms, migrate.forge_at);
+    Ok(async move {
+        let stalling = async {
+            let Some(time) = stalls else { return Ok(()) };
+            moments.wait(Moment::Scheduled).await;
+            target.signal(Daemon::OvnController, Signal::SIGSTOP)?;
+            sleep(Duration::from_millis(time.into())).await;
+            target.signal(Daemon::OvnController, Signal::SIGCONT)
+        };
+        let forging = async {
+            let Some(at) = forge_at else { return Ok(()) };
+            moments.wait(at).await;
+            forging::forge(&guest, &source, &nic).await
+        };
+        tokio::try_join!(stalling, forging)?;
+        Ok(Vec::new())
+    })
+}
+
 /// Watches the target's tap from when it is there; nothing to watch where the migration ends before.
 async fn watch_target(
     bench: &Bench<'_>,
@@ -213,11 +262,12 @@ fn assemble(
     vm: &RunningVm,
     followed: &Followed,
     moments: &Moments,
-    ending: Ending,
-    first_frame: Option<SystemTime>,
+    ending: &Ending,
+    awake: Awake,
     watched: &Watched,
 ) -> Result<report::Migration> {
     let measured = watched.primary()?;
+    let first_frame = awake.frame;
     let (paused, resumed) = (moments.at(Moment::Paused), moments.at(Moment::Resumed));
     let from_pause = |at: Option<SystemTime>| micros_between(paused?, at?);
     let pause_ms = from_pause(resumed).map(millis);
@@ -230,11 +280,23 @@ fn assemble(
             paused_ns: unix_nanos(paused?)?,
             resumed_ns: unix_nanos(resumed?)?,
             first_frame_ns: unix_nanos(first_frame?)?,
+            first_packet_ns: awake.packet.and_then(unix_nanos),
         })
     };
     let added = interruption().and_then(|interruption| {
         network_added_ms(&measured.to_vm, &measured.from_vm, interruption)
     });
+    let activated = moments.at(Moment::Activated);
+    let opening = ending.opening.as_ref().map(|recorded| {
+        EarlyOpening::of(
+            recorded,
+            paused.and_then(unix_micros),
+            activated.and_then(unix_micros),
+        )
+    });
+    let copying = moments.at(Moment::Copying);
+    let gate_held = moments.at(Moment::Asked).zip(copying);
+    let gate_held = gate_held.and_then(|(asked, copying)| micros_between(asked, copying));
     Ok(report::Migration {
         vm: vm.spec.key(),
         source: followed.source.clone(),
@@ -245,8 +307,10 @@ fn assemble(
         timeline_us: Timeline {
             armed: from_pause(moments.at(Moment::Armed)),
             ready: from_pause(ending.ready.or(moments.at(Moment::Ready))),
+            copying: from_pause(copying),
             paused: from_pause(paused),
-            activated: from_pause(moments.at(Moment::Activated)),
+            opened: opening.as_ref().and_then(|opening| opening.opened),
+            activated: from_pause(activated),
             resumed: from_pause(resumed),
             guest_first_frame: from_pause(first_frame),
             flipped: from_pause(moments.at(Moment::Flipped)),
@@ -256,6 +320,8 @@ fn assemble(
         guest_wake_ms,
         network_added_ms: added.map(|(added, _)| added),
         network_added_error_ms: added.map(|(_, error)| error),
+        early_opening: opening,
+        gate_held_ms: gate_held.map(millis),
         to_vm: (&measured.to_vm).into(),
         from_vm: (&measured.from_vm).into(),
         tcp: report::Tcp::of(measured),
@@ -386,6 +452,10 @@ async fn events_of(bench: &Bench<'_>, followed: &Followed) -> Result<usize> {
 fn unix_nanos(at: SystemTime) -> Option<u64> {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     u64::try_from(since.as_nanos()).ok()
+}
+
+fn unix_micros(at: SystemTime) -> Option<i64> {
+    micros_between(SystemTime::UNIX_EPOCH, at)
 }
 
 fn micros_between(from: SystemTime, to: SystemTime) -> Option<i64> {

@@ -3,6 +3,7 @@
 //! The runner believes nobody: what OVN's databases, the hypervisors and the guests' peers say is
 //! read directly, and the controller's own record is one source among them.
 
+mod agents;
 mod checks;
 mod conduct;
 mod contest;
@@ -12,6 +13,7 @@ mod evidence;
 mod feeders;
 mod flows;
 mod forbidden;
+mod forging;
 mod inside;
 mod killing;
 mod measure;
@@ -221,7 +223,7 @@ impl<'a> Runner<'a> {
         (report, out): (&mut Report, &'s Path),
         progress: &dyn Progress,
     ) -> Result<()> {
-        let segue = conduct::segue_of(scenario.strategy);
+        let segue = conduct::segue_of(scenario.strategy, agents::hook(scenario.hook));
         self.cluster.run_segue(segue).await?;
         policies::apply(self.cluster.client(), &scenario.policies).await?;
         self.boot(scenario, vms, progress).await?;
@@ -341,6 +343,11 @@ async fn take(
             let done = measure::outage(bench, vm(&outage.vm)?, outage).await?;
             report.checks.extend(done.checks);
             report.measurements.push(done.measurement);
+        }
+        Step::Forge(forge) => {
+            progress.step(&format!("{} announces itself, and does not move", forge.vm));
+            let checks = forging::at_rest(bench, vm(&forge.vm)?, forge).await?;
+            report.checks.extend(checks);
         }
     }
     Ok(())

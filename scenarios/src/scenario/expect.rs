@@ -7,7 +7,8 @@ use serde::Deserialize;
 /// What must come of a migration. What holds for every migration is not said here but checked
 /// always: the guest answers where it runs, the port is bound there alone, the request and the
 /// strategy are what they were, no mark is left, the handover is final, the target's port was shut
-/// until the guest announced itself (unless the controller was killed); in the routed topology, the
+/// until the guest announced itself (unless the controller was killed, or the VM went before its
+/// handover was ready); in the routed topology, the
 /// VM's addresses are in the set of that chassis and in no other, and the guest's entry for its
 /// gateway is what it was.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -15,8 +16,9 @@ use serde::Deserialize;
 pub struct Expect {
     /// How the handover ends.
     pub outcome: Outcome,
-    /// The long TCP stream lives.
-    pub tcp_survives: bool,
+    /// The long TCP stream lives, or does not; null where it may do either: cut off for seconds, it goes on when its sender
+    /// next tries (RFC 6298, section 5.5), which may be after the measurement.
+    pub tcp_survives: Option<bool>,
     /// Most packets that may be lost towards the VM.
     pub to_vm_max_lost: Option<u64>,
     /// Most packets that may be lost from the VM.
@@ -34,6 +36,14 @@ pub struct Expect {
     /// `kubectl get handovers` and the Events of `kubectl describe vmim` tell of it; what they print is
     /// kept in `kubectl.txt` beside the report.
     pub shown_by_kubectl: bool,
+    /// Who opens the target's port.
+    pub opened_by: Option<OpenedBy>,
+    /// Whether the copy waits until the handover is ready, or must have begun before.
+    pub copy_after_ready: Option<bool>,
+    /// Least time for which the gate holds the migration back, from the first question to the copy, in milliseconds.
+    pub held_at_least_ms: Option<f64>,
+    /// What the source's agent must count of what the guest announced falsely.
+    pub forgeries: Option<Forgeries>,
     /// What must come of the other flows, by name; of those not named, what holds by default.
     pub flows: BTreeMap<String, FlowExpect>,
 }
@@ -41,12 +51,31 @@ pub struct Expect {
 /// A controller that has the activation to go by flips within 15 ms of the resume, and one that waits
 /// for KubeVirt's word after 225 ms: what lies between is for a busy machine.
 const MAX_FLIP_MS: f64 = 150.0;
+/// Who opens the target's port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OpenedBy {
+    /// The target's agent, once the guest has paused on the source and before it resumes on the target.
+    Agent,
+    /// OVN, when the guest announces itself there.
+    Announcement,
+}
+
+/// Announcements of which nothing must come, by the reason that the agent gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Forgeries {
+    /// At least so many of the guest's own address where it leaves.
+    pub on_source: u64,
+    /// At least so many of another's.
+    pub anothers_address: u64,
+}
 
 impl Default for Expect {
     fn default() -> Self {
         Self {
             outcome: Outcome::Succeeded,
-            tcp_survives: true,
+            tcp_survives: Some(true),
             to_vm_max_lost: None,
             from_vm_max_lost: None,
             max_duplicated: Some(0),
@@ -54,6 +83,10 @@ impl Default for Expect {
             min_flip_ms: None,
             max_flip_ms: Some(MAX_FLIP_MS),
             shown_by_kubectl: false,
+            opened_by: None,
+            copy_after_ready: None,
+            held_at_least_ms: None,
+            forgeries: None,
             flows: BTreeMap::new(),
         }
     }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use dataplane_probe::run::MAX_RATE_HZ;
 
 use super::{
-    Family, Flow, FoundBy, Gateway, Migrate, Opener, Peer, PortsOf, Requested, Scenario, Step,
-    Strategy, Topology,
+    AgentFaultKind, Family, Flow, FoundBy, Gateway, Hook, Migrate, Opener, Peer, PortsOf,
+    Requested, Scenario, Step, Strategy, Topology,
 };
 
 /// A scenario file that cannot be run.
@@ -95,6 +95,7 @@ fn check(scenario: &Scenario) -> Result<(), String> {
     }
     check_topology(scenario)?;
     check_strategy(scenario).map_err(|why| format!("strategy {}: {why}", scenario.strategy))?;
+    check_agents(scenario)?;
     let mut names = BTreeSet::new();
     for vm in &scenario.vms {
         if !is_name(&vm.name) || !is_name(&vm.namespace) {
@@ -192,17 +193,65 @@ fn check_strategy(scenario: &Scenario) -> Result<(), String> {
             return Err(format!("VM {}: only its first port is its pods'", vm.name));
         }
     }
-    let migrations = scenario.steps.iter().flat_map(|step| match step {
-        Step::Migrate(migrate) => std::slice::from_ref(migrate),
-        Step::Together(migrations) => migrations,
-        Step::Quiet(_) | Step::Outage(_) => &[],
-    });
-    for migrate in migrations {
+    for migrate in migrations(scenario) {
         if migrate.kill_controller.is_some() {
             return Err("there is no controller to kill".to_owned());
         }
     }
     Ok(())
+}
+
+fn migrations(scenario: &Scenario) -> impl Iterator<Item = &Migrate> {
+    scenario.steps.iter().flat_map(|step| match step {
+        Step::Migrate(migrate) => std::slice::from_ref(&**migrate),
+        Step::Together(migrations) => migrations,
+        Step::Quiet(_) | Step::Outage(_) | Step::Forge(_) => &[],
+    })
+}
+
+/// What only a lab with agents has, and what can be done to them.
+fn check_agents(scenario: &Scenario) -> Result<(), String> {
+    let forges = |step: &Step| matches!(step, Step::Forge(_));
+    let mut needs = vec![
+        ("hook", scenario.hook != Hook::default()),
+        ("forge", scenario.steps.iter().any(forges)),
+    ];
+    for migrate in migrations(scenario) {
+        let expect = &migrate.expect;
+        needs.extend([
+            ("agents", !migrate.agents.is_empty()),
+            ("forge_at", migrate.forge_at.is_some()),
+            ("forgeries", expect.forgeries.is_some()),
+            ("held_at_least_ms", expect.held_at_least_ms.is_some()),
+        ]);
+        let mut nodes = BTreeSet::new();
+        for fault in &migrate.agents {
+            let (node, again_at) = (&fault.node, fault.again_at);
+            one_of(node, &[GUEST_NODES.as_slice(), &[LAST_NODE]].concat())?;
+            if !nodes.insert(node) {
+                return Err(format!("agent of {node}: one thing at a time"));
+            }
+            match (fault.what, fault.at) {
+                (AgentFaultKind::Absent, Some(_)) => {
+                    return Err(format!(
+                        "agent of {node}: absent from the beginning, leave out at"
+                    ));
+                }
+                (AgentFaultKind::Absent, None) => {}
+                (_, None) => return Err(format!("agent of {node}: at which moment?")),
+                (_, Some(at)) if again_at < at => {
+                    return Err(format!("agent of {node}: again_at comes before at"));
+                }
+                _ => {}
+            }
+        }
+    }
+    match needs.into_iter().find(|(_, needed)| *needed) {
+        Some((key, _)) if scenario.strategy != Strategy::Segue => {
+            Err(format!("{key}: only with `strategy: segue`"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_flow(flow: &Flow, scenario: &Scenario) -> Result<(), String> {
@@ -284,6 +333,7 @@ fn check_step(step: &Step, scenario: &Scenario) -> Result<(), String> {
         }
         Step::Quiet(quiet) => known(&quiet.vm),
         Step::Outage(outage) => known(&outage.vm),
+        Step::Forge(forge) => known(&forge.vm),
     }
 }
 
@@ -530,6 +580,56 @@ steps:
         for other in ["requested_chassis: unset", "found_by: kube_ovn_name"] {
             let text = text.replace("node: node1", &format!("node: node1, {other}"));
             assert!(error(&text).contains("ports_of: pod"), "{other}");
+        }
+    }
+
+    const WITH_AGENTS: &str = "\
+name: one
+about: One VM moves.
+strategy: segue
+hook: {deadline_seconds: 2, on_timeout: fail, failure_strategy: Fail}
+vms:
+  - {name: web, node: node1}
+steps:
+  - forge: {vm: web}
+  - migrate:
+      vm: web
+      to: node2
+      agents:
+        - {node: node1, do: kill, at: armed}
+        - {node: node2, do: absent, again_at: resumed}
+      expect: {opened_by: announcement, forgeries: {on_source: 2}}
+";
+
+    #[test]
+    fn agents_have_faults_and_they_end() {
+        let scenario = parse(Path::new("x.yaml"), WITH_AGENTS).unwrap();
+        let Step::Migrate(migrate) = &scenario.steps[1] else {
+            panic!("a migration");
+        };
+        let [kill, absent] = migrate.agents.as_slice() else {
+            panic!("two faults");
+        };
+        assert_eq!(
+            (kill.at, kill.again_at),
+            (Some(Moment::Armed), Moment::Ended)
+        );
+        assert_eq!((absent.at, absent.again_at), (None, Moment::Resumed));
+        for (from, to, needle) in [
+            (
+                "strategy: segue",
+                "strategy: segue-agentless",
+                "only with `strategy: segue`",
+            ),
+            ("do: kill, at: armed", "do: kill", "at which moment"),
+            ("do: absent,", "do: absent, at: armed,", "leave out at"),
+            ("at: armed", "at: armed, again_at: created", "comes before"),
+            ("node: node2, do", "node: node1, do", "one thing at a time"),
+            ("node: node2, do", "node: node7, do", "node7"),
+            ("forge: {vm: web}", "forge: {vm: wob}", "wob"),
+        ] {
+            let message = error(&WITH_AGENTS.replace(from, to));
+            assert!(message.contains(needle), "{message}");
         }
     }
 

@@ -3,6 +3,7 @@
 //! A file is YAML. Unknown keys, wrong types and names that refer to nothing are errors that show
 //! the place. The fields' documentation below is the format's reference.
 
+mod agents;
 mod expect;
 mod flow;
 mod load;
@@ -10,7 +11,8 @@ mod strategy;
 
 use serde::Deserialize;
 
-pub use expect::{Expect, FlowExpect, Outcome};
+pub use agents::{AgentFault, AgentFaultKind, FailureStrategy, Hook, OnTimeout};
+pub use expect::{Expect, FlowExpect, Forgeries, OpenedBy, Outcome};
 pub use flow::{Family, Flow, Opener, Peer, Probe};
 pub use load::{PRIMARY, ScenarioError, load};
 pub use strategy::{NoStrategy, Strategy};
@@ -29,6 +31,9 @@ pub struct Scenario {
     /// Who hands the VMs' ports over.
     #[serde(default)]
     pub strategy: Strategy,
+    /// How the gate is to be, where not as shipped; with `strategy: segue`.
+    #[serde(default)]
+    pub hook: Hook,
     /// Who answers for the guests' gateway, in the routed topology.
     #[serde(default)]
     pub gateway: Gateway,
@@ -188,13 +193,15 @@ pub enum FoundBy {
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     /// A VM migrates.
-    Migrate(Migrate),
+    Migrate(Box<Migrate>),
     /// Several VMs migrate at the same time.
     Together(Vec<Migrate>),
     /// Nothing happens, and it is measured.
     Quiet(Quiet),
     /// The client's link drops everything for a time, and it is measured.
     Outage(Outage),
+    /// A VM that does not move announces that it does, and nothing must come of it. With `strategy: segue`.
+    Forge(Forge),
 }
 
 /// A migration.
@@ -214,6 +221,17 @@ pub struct Migrate {
     /// Kill the controller (SIGKILL).
     #[serde(default)]
     pub kill_controller: Option<Kill>,
+    /// What is done to agents; with `strategy: segue`.
+    #[serde(default)]
+    pub agents: Vec<AgentFault>,
+    /// For how long the target's ovn-controller stands still (SIGSTOP) once the target pod has a node, in milliseconds:
+    /// the handover cannot become ready before.
+    #[serde(default)]
+    pub target_stalls_ms: Option<u32>,
+    /// Have the guest announce, where it runs, that it has come there (RARP, gratuitous ARP), and the same of another
+    /// machine. With `strategy: segue`.
+    #[serde(default)]
+    pub forge_at: Option<Moment>,
     /// What must come of it.
     #[serde(default)]
     pub expect: Expect,
@@ -257,6 +275,12 @@ pub enum Moment {
     BarrierRaised,
     /// The handover is Ready.
     Ready,
+    /// virt-handler asks whether the copy may begin.
+    Asked,
+    /// It was told that it may not.
+    Refused,
+    /// Nobody objects, or not so that it counts.
+    Allowed,
     /// The copy of the guest's memory began.
     Copying,
     /// The guest paused on the source.
@@ -295,6 +319,14 @@ pub struct Outage {
     pub vm: String,
     /// How long everything is dropped, in milliseconds.
     pub ms: u32,
+}
+
+/// Announcements of a VM that does not move.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Forge {
+    /// The VM.
+    pub vm: String,
 }
 
 mod defaults {

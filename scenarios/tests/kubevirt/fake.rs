@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Instant,
 };
@@ -10,6 +11,7 @@ use futures::{StreamExt as _, stream, stream::BoxStream};
 use scenarios::kubevirt::{
     BoxError, DomainEvent, DomainState, Hypervisor, Machine, Migration, Nic, Sandbox,
 };
+use tempfile::TempDir;
 use tokio::sync::{broadcast, watch};
 
 /// How copies end from now on.
@@ -24,6 +26,8 @@ pub(crate) enum Copies {
 pub(crate) struct Fake(Arc<Inner>);
 
 struct Inner {
+    /// A directory for each node.
+    nodes: TempDir,
     ports: Mutex<BTreeSet<(String, String)>>,
     domains: Mutex<BTreeMap<(String, String), DomainState>>,
     starts: Mutex<usize>,
@@ -36,6 +40,7 @@ struct Inner {
 impl Fake {
     pub(crate) fn new() -> Self {
         Self(Arc::new(Inner {
+            nodes: tempfile::tempdir().unwrap(),
             ports: Mutex::default(),
             domains: Mutex::default(),
             starts: Mutex::default(),
@@ -175,6 +180,11 @@ impl Hypervisor for Fake {
     async fn destroy(&self, sandbox: &Sandbox, domain: &str) -> Result<(), BoxError> {
         self.set(&sandbox.node, domain, DomainState::Shutoff);
         Ok(())
+    }
+
+    fn on_node(&self, node: &str, path: &Path) -> PathBuf {
+        let below = path.strip_prefix("/").unwrap_or(path);
+        self.0.nodes.path().join(node).join(below)
     }
 
     fn events(&self) -> BoxStream<'static, DomainEvent> {

@@ -8,6 +8,7 @@
 
 mod cluster;
 mod fake;
+mod plugins;
 
 use std::{
     collections::HashSet,

@@ -74,7 +74,9 @@ fn put(path: &Path, content: &[u8]) -> Result<()> {
 
 const COLUMNS: &str = "topology,strategy,run,source,target,pause_ms,guest_wake_ms,network_added_ms,to_vm_lost,\
                        from_vm_lost,to_vm_duplicated,from_vm_duplicated,tcp_stall_ms,activated_ms,flipped_ms,late,\
-                       failure";
+                       to_vm_gap_ms,from_vm_gap_ms,event_us,stream_us,packet_out_us,switch_us,ovn_us,lost_at_ms,failure";
+/// Losses of one migration that are told one by one; of more, what is to be known of them is how many there were.
+const TOLD: usize = 20;
 
 fn csv(runs: &[Run]) -> String {
     let mut text = format!("{COLUMNS}\n");
@@ -87,8 +89,11 @@ fn csv(runs: &[Run]) -> String {
         } = run;
         let rest = match measured {
             Ok(figures) => fields(figures),
-            // Thirteen fields are not known.
-            Err(error) => format!("{},{}", ",".repeat(12), quoted(error)),
+            // All that follow are not known.
+            Err(error) => {
+                let unknown = COLUMNS.split(',').count() - 4;
+                format!("{},{}", ",".repeat(unknown - 1), quoted(error))
+            }
         };
         // Writing to a string cannot fail.
         _ = writeln!(text, "{},{strategy},{number},{rest}", named(*topology));
@@ -106,6 +111,8 @@ fn fields(figures: &Figures) -> String {
         from_vm_duplicated,
         tcp_stall_ms,
         late,
+        to_vm_gap_ms,
+        from_vm_gap_ms,
         ..
     } = figures;
     let millis = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.3}"));
@@ -119,8 +126,36 @@ fn fields(figures: &Figures) -> String {
     .map(millis);
     format!(
         "{source},{target},{pause},{wake},{added},{to_vm_lost},{from_vm_lost},{to_vm_duplicated},{from_vm_duplicated},\
-         {tcp_stall_ms:.3},{activated},{flipped},{late},"
+         {tcp_stall_ms:.3},{activated},{flipped},{late},{},{},{},{},",
+        millis(*to_vm_gap_ms),
+        millis(*from_vm_gap_ms),
+        hops(figures),
+        lost_at(figures),
     )
+}
+
+/// How the port was opened on the pause, hop by hop.
+fn hops(figures: &Figures) -> String {
+    let opening = figures.opening.clone().unwrap_or_default();
+    let hops = [
+        opening.event,
+        opening.stream,
+        opening.packet_out,
+        opening.switch,
+        opening.ovn,
+    ];
+    hops.map(|micros| micros.map_or_else(String::new, |micros| micros.to_string()))
+        .join(",")
+}
+
+/// When the packets were sent that did not reach the VM, from the pause on.
+fn lost_at(figures: &Figures) -> String {
+    let lost = figures
+        .picture
+        .iter()
+        .flat_map(|picture| &picture.to_vm.lost);
+    let lost: Vec<_> = lost.take(TOLD).map(|at| format!("{at:.1}")).collect();
+    lost.join(" ")
 }
 
 /// A field that may hold anything (RFC 4180).

@@ -22,7 +22,7 @@ use anyhow::{Result, ensure};
 
 use crate::cluster::Parts;
 use crate::lab::{Lab, Progress};
-use crate::report::{Environment, Migration};
+use crate::report::{EarlyOpening, Environment, Migration};
 use crate::runner::{Contest, Switch};
 use crate::scenario::{Strategy, Topology};
 
@@ -94,6 +94,10 @@ pub(crate) struct Figures {
     /// From the pause, in milliseconds.
     pub(crate) activated_ms: Option<f64>,
     pub(crate) flipped_ms: Option<f64>,
+    /// The longest gap of the whole run in each direction.
+    pub(crate) to_vm_gap_ms: Option<f64>,
+    pub(crate) from_vm_gap_ms: Option<f64>,
+    pub(crate) opening: Option<EarlyOpening>,
     /// The probe says that it was late itself.
     pub(crate) late: bool,
     pub(crate) picture: Option<Picture>,
@@ -234,6 +238,7 @@ impl Figures {
             from_vm,
             tcp,
             timeline_us,
+            early_opening,
             caveats,
             ..
         } = &switch.migration;
@@ -250,6 +255,9 @@ impl Figures {
             tcp_stall_ms: tcp.longest_stall_ms,
             activated_ms: timeline_us.activated.map(picture::millis),
             flipped_ms: timeline_us.flipped.map(picture::millis),
+            to_vm_gap_ms: to_vm.service_gap_ms,
+            from_vm_gap_ms: from_vm.service_gap_ms,
+            opening: early_opening.clone(),
             late: !caveats.is_empty(),
             picture: Picture::of(switch),
         }

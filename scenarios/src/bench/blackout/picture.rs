@@ -19,7 +19,7 @@ pub struct Picture {
     pub strategy: Strategy,
     /// How the network is laid out.
     pub topology: Topology,
-    /// The target's port was opened.
+    /// OVN said that the target's port is activated; an agent has opened it before.
     pub activated_ms: Option<f64>,
     /// The guest resumed.
     pub resumed_ms: Option<f64>,

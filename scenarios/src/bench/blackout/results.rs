@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Run;
 use super::check::Check;
-use crate::report::Environment;
+use super::{Figures, Run};
+use crate::report::{EarlyOpening, Environment};
 use crate::scenario::{Strategy, Topology};
 
 /// The name and version of the format. Within it fields are only ever added.
@@ -60,6 +60,29 @@ pub struct Row {
     pub from_vm_duplicated: Option<Distribution>,
     /// The longest silence of one long TCP stream.
     pub tcp_stall_ms: Option<Distribution>,
+    /// How agents opened the target's port on the pause.
+    #[serde(default)]
+    pub early_opening_us: Option<Opening>,
+}
+
+/// How agents opened the target's port on the pause, hop by hop, in microseconds: as
+/// [`EarlyOpening`](crate::report::EarlyOpening) has them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Opening {
+    /// Migrations in which they did.
+    pub runs: usize,
+    /// From the pause to the source's agent knowing of it.
+    pub event: Option<Distribution>,
+    /// From there to the target's agent having the order.
+    pub stream: Option<Distribution>,
+    /// From there to what opens the port having been written.
+    pub packet_out: Option<Distribution>,
+    /// The three together.
+    pub opened: Option<Distribution>,
+    /// From there to the switch having processed that.
+    pub switch: Option<Distribution>,
+    /// From there to the Southbound telling of the activation.
+    pub ovn: Option<Distribution>,
 }
 
 /// How a figure is distributed over the runs, by nearest rank: each is one that was measured. Of fewer than a hundred runs,
@@ -147,7 +170,7 @@ impl Row {
         let own = own.filter(|run| (run.strategy, run.topology) == (strategy, topology));
         let failed = own.clone().filter(|run| run.measured.is_err()).count();
         let measured: Vec<_> = own.filter_map(|run| run.measured.as_ref().ok()).collect();
-        let of = |figure: fn(&super::Figures) -> Option<f64>| {
+        let of = |figure: fn(&Figures) -> Option<f64>| {
             Distribution::of(measured.iter().filter_map(|figures| figure(figures)))
         };
         Self {
@@ -166,8 +189,40 @@ impl Row {
             to_vm_duplicated: of(|figures| Some(count(figures.to_vm_duplicated))),
             from_vm_duplicated: of(|figures| Some(count(figures.from_vm_duplicated))),
             tcp_stall_ms: of(|figures| Some(figures.tcp_stall_ms)),
+            early_opening_us: Opening::of(measured.iter().copied()),
         }
     }
+}
+
+// === impl Opening ===
+
+impl Opening {
+    /// None where agents opened no port.
+    fn of<'a>(figures: impl Iterator<Item = &'a Figures>) -> Option<Self> {
+        let openings = figures.filter_map(|figures| figures.opening.as_ref());
+        let openings: Vec<_> = openings.filter(|opening| opening.is_opened()).collect();
+        let of = |hop: fn(&EarlyOpening) -> Option<i64>| {
+            let hops = openings.iter().filter_map(|opening| hop(opening));
+            Distribution::of(hops.map(micros))
+        };
+        (!openings.is_empty()).then(|| Self {
+            runs: openings.len(),
+            event: of(|opening| opening.event),
+            stream: of(|opening| opening.stream),
+            packet_out: of(|opening| opening.packet_out),
+            opened: of(|opening| opening.opened),
+            switch: of(|opening| opening.switch),
+            ovn: of(|opening| opening.ovn),
+        })
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a hop of one migration is far below 2^52 microseconds"
+)]
+fn micros(hop: i64) -> f64 {
+    hop as f64
 }
 
 #[expect(
@@ -212,6 +267,34 @@ mod tests {
         assert_eq!(of(200), is(100.0, 198.0, 200.0));
         assert_eq!(Distribution::of([]), None);
         assert_eq!(Distribution::of([-1.5, -3.0]), Some(is(-3.0, -1.5, -1.5)));
+    }
+
+    #[test]
+    fn openings_are_of_those_migrations_in_which_there_was_one() {
+        let with = |result: &str, opened| {
+            let mut figures = figures(80.0, 0.0, 0);
+            figures.opening = Some(EarlyOpening {
+                result: result.to_owned(),
+                opened,
+                ..EarlyOpening::default()
+            });
+            run(Strategy::Segue, figures)
+        };
+        let runs = [
+            with("Opened", Some(700)),
+            with("Opened", Some(900)),
+            with("NoAgent", None),
+        ];
+        let results = Results::of(&Environment::default(), &runs);
+        let opening = results.rows[0].early_opening_us.clone().unwrap();
+        assert_eq!(opening.runs, 2);
+        assert_eq!(
+            opening.opened.map(|it| (it.p50, it.max)),
+            Some((700.0, 900.0))
+        );
+        assert_eq!(opening.event, None);
+        let none = Results::of(&Environment::default(), &super::super::samples::runs());
+        assert!(none.rows.iter().all(|row| row.early_opening_us.is_none()));
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub fn render(results: &Results) -> String {
     for topology in results.topologies() {
         parts.push(heading(results, topology));
         parts.push(figures(results, topology));
+        let rows = results.rows.iter().filter(|row| row.topology == topology);
+        parts.extend(rows.filter_map(opening));
     }
     parts.push(LEGEND.to_owned());
     parts.extend(results.rows.iter().filter_map(late));
@@ -39,7 +41,7 @@ pub fn render(results: &Results) -> String {
 
 const LEGEND: &str = "\
 median / 99th percentile / greatest of the runs; of fewer than a hundred the 99th percentile is the greatest.
-pause: QEMU's STOP to RESUME. network added: the longest gap around it, less pause and the guest's wake.
+pause: QEMU's STOP to RESUME. network added: the longest gap around it, less pause and the flow's wake.
 lost, twice: packets at 1 kHz each way, by sequence number. ×: median, as a multiple of the reference's.";
 
 fn heading(results: &Results, topology: Topology) -> String {
@@ -130,6 +132,26 @@ fn multiple(value: f64, of: f64) -> String {
         ..9.95 => format!("{times:.1}"),
         _ => format!("{times:.0}"),
     }
+}
+
+/// How long agents took to open the port, in a line.
+fn opening(row: &Row) -> Option<String> {
+    let opening = row.early_opening_us.as_ref()?;
+    let hops = [
+        ("event", opening.event),
+        ("stream", opening.stream),
+        ("packet-out", opening.packet_out),
+        ("together", opening.opened),
+        ("switch", opening.switch),
+        ("OVN", opening.ovn),
+    ];
+    let hops = hops.map(|(hop, micros)| format!("{hop} {}", packets(micros)));
+    Some(format!(
+        "{}: opened on the pause by its agent in {} runs, in µs: {}",
+        row.strategy,
+        opening.runs,
+        hops.join(", ")
+    ))
 }
 
 fn late(row: &Row) -> Option<String> {

@@ -6,7 +6,8 @@ use kube::{ResourceExt as _, runtime::events::EventType};
 
 use super::{
     super::{
-        DomainState, Error, Hypervisor, Machine, Migration, MigrationState, VirtualMachineInstance,
+        DomainState, Error, HookPoint, Hypervisor, Machine, Migration, MigrationState,
+        VirtualMachineInstance,
         context::{namespace, sooner},
         hypervisor::domain_of,
         launcher::{Abort, Job, Launcher, left},
@@ -21,7 +22,7 @@ const MIGRATING: &str = "VirtualMachineInstance is migrating.";
 const PORTS_INTERVAL: Duration = Duration::from_secs(1);
 
 impl<H: Hypervisor> Handler<H> {
-    /// Starts or aborts the copy, and reports how it goes. Answers when to look again.
+    /// Starts or aborts the copy, once plugins agree, and reports how it goes. Answers when to look again.
     pub(super) async fn source(
         &self,
         vmi: &VirtualMachineInstance,
@@ -103,6 +104,10 @@ impl<H: Hypervisor> Handler<H> {
         else {
             return Ok(None);
         };
+        // Whatever becomes of the VMI meanwhile, virt-handler goes on with the one that it has asked about.
+        self.context
+            .call_node_hooks(HookPoint::PreMigrationSource, vmi, &self.node)
+            .await?;
         self.launchers().migrate(Migration {
             uid: uid.clone(),
             machine: Machine {
