@@ -248,6 +248,7 @@ pub struct Core {
     told: Told,
     linked: bool,
     keeps_switch: bool,
+    /// What was said last in [`Output::ExpectToOpen`].
     expected: BTreeSet<u16>,
     last_serial: u64,
 }

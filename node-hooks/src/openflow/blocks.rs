@@ -172,29 +172,26 @@ fn flows(version: Version, parts: &[Bytes]) -> Result<Vec<Flow>, Error> {
 
 /// One of an answer: `ofp_flow_stats`, in 1.5 `ofp_flow_desc`.
 fn flow(version: Version, mut entry: Bytes) -> Result<Flow, Error> {
-    let fixed = if version >= Version::V15 { 24 } else { 48 };
+    let is_desc = version >= Version::V15;
+    // How long what comes before the match is, and what is not looked at before table, priority and cookie.
+    let (fixed, skipped) = if is_desc {
+        (24, [4, 1, 8])
+    } else {
+        (48, [2, 9, 10])
+    };
     if entry.len() < fixed {
         return Err(malformed("its length"));
     }
+    let [before_table, before_priority, before_cookie] = skipped;
     let mut head = entry.split_to(fixed);
-    let (table, priority, cookie);
-    if version >= Version::V15 {
-        head.advance(4);
-        table = head.get_u8();
-        head.advance(1);
-        priority = head.get_u16();
-        head.advance(8);
-        cookie = head.get_u64();
-    } else {
-        head.advance(2);
-        table = head.get_u8();
-        head.advance(9);
-        priority = head.get_u16();
-        head.advance(10);
-        cookie = head.get_u64();
-    }
+    head.advance(before_table);
+    let table = head.get_u8();
+    head.advance(before_priority);
+    let priority = head.get_u16();
+    head.advance(before_cookie);
+    let cookie = head.get_u64();
     let matched = padded(&mut entry).ok_or_else(|| malformed("its match"))?;
-    if version >= Version::V15 {
+    if is_desc {
         // `ofp_stats` has its length in the same place.
         padded(&mut entry).ok_or_else(|| malformed("its statistics"))?;
     }

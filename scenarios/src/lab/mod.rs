@@ -8,8 +8,9 @@
 //!        │                    172.30.0.11… on br-phys ── eth0            │
 //!        └──── veth, MTU 1600 ────────────────────────────┘    br-int of the last node
 //! ```
-//! Beside the underlay is a network that no switch of a node has a part in (172.30.1.1, 172.30.1.11…): guests'
-//! memory is copied there, and segue's controller and agents talk there. One more host, `outside`, is alone until a [`routed::RoutedNetwork`] connects it with the nodes.
+//! Beside the underlay is a network that no switch of a node has a part in (172.30.1.1, 172.30.1.11…): guests' memory is
+//! copied there, and segue's controller and agents talk there. One more host, `outside`, is alone until a
+//! [`routed::RoutedNetwork`] connects it with the nodes.
 //!
 //! Every host is a named network namespace and a first process with process, mount, host name and IPC namespaces of
 //! its own, whose root is a Debian [`Image`] mounted read-only, with directories of its own over it.

@@ -4,7 +4,6 @@ use anyhow::{Context as _, Result};
 
 use crate::lab::{Guest, Host, Nic};
 use crate::report::Check;
-use crate::scenario::Forge;
 
 use super::Bench;
 use super::agents::total;
@@ -47,11 +46,7 @@ pub(super) async fn forge(guest: &Guest, node: &Host, nic: &Nic) -> Result<()> {
 }
 
 /// A VM that does not move announces that it does.
-pub(super) async fn at_rest(
-    bench: &Bench<'_>,
-    vm: &RunningVm,
-    _forge: &Forge,
-) -> Result<Vec<Check>> {
+pub(super) async fn at_rest(bench: &Bench<'_>, vm: &RunningVm) -> Result<Vec<Check>> {
     let node = node_of(bench.cluster.client(), &vm.spec).await?;
     let guest = bench.cluster.hypervisor.guest(&vm.domain);
     let guest = guest.context("a VM without a guest")?;

@@ -346,7 +346,7 @@ async fn take(
         }
         Step::Forge(forge) => {
             progress.step(&format!("{} announces itself, and does not move", forge.vm));
-            let checks = forging::at_rest(bench, vm(&forge.vm)?, forge).await?;
+            let checks = forging::at_rest(bench, vm(&forge.vm)?).await?;
             report.checks.extend(checks);
         }
     }

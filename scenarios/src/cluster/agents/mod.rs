@@ -21,7 +21,7 @@ use crate::kubevirt::Plugin;
 use crate::lab::contain::Contained;
 use crate::lab::{Host, Lab};
 
-use super::http;
+use super::{http, tail_of};
 use manifest::Manifest;
 
 pub(crate) use certificates::{OF_CONTROLLER, issue};
@@ -173,7 +173,7 @@ impl Agents {
             .open(&path)
             .with_context(|| path.display().to_string())?;
         let started = Contained::start(&host, &container, log).await;
-        let agent = started.with_context(|| format!("the agent of {node}{}", tail(&path)))?;
+        let agent = started.with_context(|| format!("the agent of {node}{}", tail_of(&path)))?;
         self.running.insert(node.to_owned(), agent);
         self.ready(&host).await
     }
@@ -241,7 +241,7 @@ impl Agents {
                 Ok(sample(&metrics, "segue_agent_controller_connected") == Some(1.0))
             };
             wait_for(connected).await.with_context(|| {
-                format!("agent of {node}: no controller{}", tail(&log_of(&host)))
+                format!("agent of {node}: no controller{}", tail_of(&log_of(&host)))
             })?;
         }
         Ok(())
@@ -307,7 +307,7 @@ impl Agents {
                 self.running.remove(node);
                 bail!(
                     "the agent of {node} ended with {how}{}",
-                    tail(&log_of(host))
+                    tail_of(&log_of(host))
                 );
             }
             if Self::is_ready(host).await {
@@ -316,7 +316,7 @@ impl Agents {
             ensure!(
                 Instant::now() < deadline,
                 "the agent of {node} was not ready in time{}",
-                tail(&log_of(host))
+                tail_of(&log_of(host))
             );
             // It listens when it listens: nothing announces that to another process.
             sleep(Duration::from_millis(10)).await;
@@ -409,10 +409,6 @@ async fn wait_for<F: Future<Output = Result<bool>>>(mut holds: impl FnMut() -> F
         (Err(_), Some(error)) => Err(error),
         (Err(elapsed), None) => Err(elapsed.into()),
     }
-}
-
-fn tail(log: &Path) -> String {
-    super::tail_of(log)
 }
 
 #[cfg(test)]
