@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::lab::routed::CLUSTER_ROUTER;
-use crate::lab::{Host, Lab, ProcessId, prefer_at_start};
+use crate::lab::{Host, Lab, ProcessId, Prompt, prefer_at_start};
 
 use super::agents::{AGENTS_PORT, OF_CONTROLLER};
 use super::{Gate, http, tail_of};
@@ -21,6 +21,8 @@ use super::{Gate, http, tail_of};
 const SERVES: &str = "127.0.0.1:9402";
 /// A start takes a fraction of a second; the rest is for a busy machine.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
+/// Its thread that has the agents' streams.
+const STREAMS: &str = "agents";
 /// What Kubernetes gives a pod by default (terminationGracePeriodSeconds).
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -98,7 +100,7 @@ impl Controller {
             .open(&self.log)
             .with_context(|| self.log.display().to_string())?;
         let mut command = self.central.netns_command(&self.program)?;
-        prefer_at_start(&mut command);
+        prefer_at_start(&mut command, Prompt::Reconciles);
         command
             .env_clear()
             .envs(self.environment.iter().cloned())
@@ -108,14 +110,16 @@ impl Controller {
             .stderr(log);
         let child = Command::from(command).kill_on_drop(true).spawn();
         let child = child.with_context(|| self.program.display().to_string())?;
-        if let Some(id) = child
-            .id()
-            .and_then(|pid| ProcessId::of(pid.cast_signed()).ok())
-        {
+        let id = child.id().map(|pid| ProcessId::of(pid.cast_signed()));
+        if let Some(Ok(id)) = &id {
             id.prefer();
         }
         self.child = Some(child);
-        self.ready().await
+        self.ready().await?;
+        if let Some(Ok(id)) = id {
+            id.hasten_threads(STREAMS, Prompt::Reacts);
+        }
+        Ok(())
     }
 
     /// Kills it as a crash would, and returns once it is gone.

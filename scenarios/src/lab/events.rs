@@ -3,18 +3,17 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
+use libvirt_rpc::{Connection, Happening};
 use tokio::{sync::mpsc::UnboundedSender, task::JoinHandle};
 
 use super::{
     host::Host,
     libvirt::{SOCKET, URI},
-    rpc::{Connection, Decoder, Encoder, Message, Procedure, QEMU, REMOTE},
 };
 
-const LIFECYCLE_REGISTER: Procedure = (REMOTE, 316);
-const LIFECYCLE: Procedure = (REMOTE, 318);
-const MONITOR_REGISTER: Procedure = (QEMU, 4);
-const MONITOR: Procedure = (QEMU, 6);
+/// The monitor events that are followed. Not that of each pass over a guest's memory, MIGRATION_PASS: the last one comes
+/// just before the pause, and to hear it takes processors that the pause needs.
+const MONITOR_EVENTS: &str = "^(STOP|RESUME|MIGRATION)$";
 
 /// Something that happened to a domain on a node.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,7 +36,7 @@ pub struct Event {
 pub enum Kind {
     /// libvirt's view.
     Lifecycle(Lifecycle),
-    /// An event of QEMU's monitor, by its name there: `STOP`, `RESUME`, `MIGRATION`…
+    /// An event of QEMU's monitor, by its name there: `STOP`, `RESUME`, `MIGRATION`.
     Monitor {
         /// The event's name.
         name: String,
@@ -141,17 +140,16 @@ pub async fn follow(node: &Host, into: UnboundedSender<Event>) -> Result<Followe
         .with_context(|| format!("follow the events of {host}"))?;
     Ok(Follower(tokio::spawn(async move {
         let lost = loop {
-            let message = match connection.message().await {
-                Ok(message) => message,
-                Err(error) => break error,
+            let event = match connection.event().await {
+                Ok(event) => event,
+                Err(error) => break error.into(),
             };
-            match read(&host, &message, SystemTime::now()) {
-                Ok(Some(event)) => {
+            match read(&host, event, SystemTime::now()) {
+                Ok(event) => {
                     if into.send(event).is_err() {
                         return;
                     }
                 }
-                Ok(None) => {}
                 Err(error) => break error.context("an event of libvirt"),
             }
         };
@@ -168,119 +166,86 @@ pub async fn follow(node: &Host, into: UnboundedSender<Event>) -> Result<Followe
     })))
 }
 
-async fn connect(node: &Host) -> Result<Connection> {
+async fn connect(node: &Host) -> Result<Connection, libvirt_rpc::Error> {
     let mut connection = Connection::open(&node.path(SOCKET), URI).await?;
-    // Lifecycle events have number 0; no domain means every domain.
-    connection
-        .call(LIFECYCLE_REGISTER, Encoder::default().word(0).word(0))
-        .await?;
-    // No domain, no event name, no flags: every event of every domain.
-    connection
-        .call(
-            MONITOR_REGISTER,
-            Encoder::default().word(0).optional(None).word(0),
-        )
-        .await?;
+    connection.hear_lifecycle().await?;
+    connection.hear_monitors(MONITOR_EVENTS).await?;
     Ok(connection)
 }
 
-/// Reads an event; messages of other kinds are none.
-fn read(host: &str, message: &Message, received: SystemTime) -> Result<Option<Event>> {
-    let mut body = Decoder::new(&message.body);
-    if !matches!(message.procedure, LIFECYCLE | MONITOR) {
-        return Ok(None);
-    }
-    let _callback = body.word()?;
-    let domain = body.string()?;
-    let _uuid = body.bytes(16)?;
-    let _id = body.word()?;
-    let (at, kind) = if message.procedure == LIFECYCLE {
-        (
+fn read(host: &str, event: libvirt_rpc::Event, received: SystemTime) -> Result<Event> {
+    let (at, kind) = match event.what {
+        Happening::Lifecycle { event, detail } => (
             received,
-            Kind::Lifecycle(Lifecycle::from_numbers(body.word()?, body.word()?)),
-        )
-    } else {
-        let name = body.string()?;
-        let (seconds, micros) = (body.long()?, body.word()?);
-        let data = body
-            .optional()?
-            .map(|text| serde_json::from_str(&text))
-            .transpose()
-            .context("data of an event")?;
-        let at = SystemTime::UNIX_EPOCH
-            .checked_add(Duration::from_secs(seconds))
-            .and_then(|at| at.checked_add(Duration::from_micros(micros.into())))
-            .context("time of an event")?;
-        (at, Kind::Monitor { name, data })
+            Kind::Lifecycle(Lifecycle::from_numbers(event, detail)),
+        ),
+        Happening::Monitor {
+            name,
+            seconds,
+            micros,
+            data,
+        } => {
+            let data = data.map(|text| serde_json::from_str(&text));
+            let data = data.transpose().context("data of an event")?;
+            let since =
+                Duration::from_secs(seconds).checked_add(Duration::from_micros(micros.into()));
+            let at = since.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since));
+            (
+                at.context("time of an event")?,
+                Kind::Monitor { name, data },
+            )
+        }
     };
-    Ok(Some(Event {
+    Ok(Event {
         host: host.to_owned(),
-        domain,
+        domain: event.domain,
         at,
         received,
         kind,
-    }))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn hex(text: &str) -> Vec<u8> {
-        let digits: String = text.split_whitespace().collect();
-        digits
-            .as_bytes()
-            .chunks(2)
-            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-            .collect()
+    fn told(what: Happening) -> Result<Event> {
+        let domain = "vm1".to_owned();
+        read(
+            "node1",
+            libvirt_rpc::Event { domain, what },
+            SystemTime::UNIX_EPOCH,
+        )
     }
 
-    const DOMAIN: &str = "00000001 00000003 766d3100 11111111222233334444555555555555 00000007";
-
-    #[test]
-    fn a_monitor_event_has_qemus_own_time() {
-        let body = hex(&format!(
-            "{DOMAIN} 00000009 4d4947524154494f 4e000000 00000000 00000064 000186a0 \
-             00000001 00000013 7b22737461747573223a226163 74697665227d 00"
-        ));
-        let message = Message {
-            procedure: MONITOR,
-            body,
-        };
-        let event = read("node1", &message, SystemTime::now()).unwrap().unwrap();
-        assert_eq!(event.domain, "vm1");
-        assert_eq!(event.migration_status(), Some("active"));
-        assert_eq!(
-            event.at,
-            SystemTime::UNIX_EPOCH + Duration::from_millis(100_100)
-        );
-    }
-
-    #[test]
-    fn a_resume_after_a_migration_is_told_from_one_by_a_person() {
-        for (detail, migrated) in [("00000001", true), ("00000000", false)] {
-            let message = Message {
-                procedure: LIFECYCLE,
-                body: hex(&format!("{DOMAIN} 00000004 {detail}")),
-            };
-            let event = read("node2", &message, SystemTime::UNIX_EPOCH)
-                .unwrap()
-                .unwrap();
-            assert_eq!(event.kind, Kind::Lifecycle(Lifecycle::Resumed { migrated }));
+    fn migration(data: &str) -> Happening {
+        Happening::Monitor {
+            name: "MIGRATION".to_owned(),
+            seconds: 100,
+            micros: 100_000,
+            data: Some(data.to_owned()),
         }
     }
 
     #[test]
-    fn truncated_events_are_errors_and_unknown_ones_are_left_out() {
-        let message = Message {
-            procedure: LIFECYCLE,
-            body: hex(DOMAIN),
-        };
-        assert!(read("node1", &message, SystemTime::now()).is_err());
-        let message = Message {
-            procedure: (REMOTE, 1),
-            body: Vec::new(),
-        };
-        assert_eq!(read("node1", &message, SystemTime::now()).unwrap(), None);
+    fn a_monitor_event_has_qemus_own_time() {
+        let event = told(migration(r#"{"status":"active"}"#)).unwrap();
+        assert_eq!(event.domain, "vm1");
+        assert_eq!(event.migration_status(), Some("active"));
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(100_100);
+        assert_eq!(event.at, at);
+    }
+
+    #[test]
+    fn data_that_is_no_json_is_an_error() {
+        assert!(told(migration("active")).is_err());
+    }
+
+    #[test]
+    fn a_resume_after_a_migration_is_told_from_one_by_a_person() {
+        for (detail, migrated) in [(1, true), (0, false)] {
+            let event = told(Happening::Lifecycle { event: 4, detail }).unwrap();
+            assert_eq!(event.kind, Kind::Lifecycle(Lifecycle::Resumed { migrated }));
+        }
     }
 }

@@ -24,7 +24,7 @@ use super::{
     netns::{self, Netns},
     node::EXEC_VERB,
     ovs::Ovs,
-    proc::ProcessId,
+    proc::{ProcessId, Prompt},
 };
 
 /// What a host is there for.
@@ -73,6 +73,11 @@ impl HostProcess {
     /// It starts guests, which are not to have what it has.
     fn starts_guests(&self) -> bool {
         self.comm == "libvirtd"
+    }
+
+    /// It says later what others have said at once.
+    fn confirms(&self) -> bool {
+        self.comm == "virsh"
     }
 }
 
@@ -259,9 +264,11 @@ impl Host {
         for process in self.processes()? {
             process.id.prefer();
             if process.starts_guests() {
-                process.id.make_prompt_alone();
+                process.id.hasten_alone(Prompt::Serves);
+            } else if process.confirms() {
+                process.id.restrain();
             } else if !process.is_guest() {
-                process.id.make_prompt();
+                process.id.hasten(Prompt::Serves);
             }
         }
         Ok(())

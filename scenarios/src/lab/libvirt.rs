@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use libvirt_rpc::Connection;
 use nix::sys::signal::Signal;
 use tokio::{sync::mpsc, task::JoinHandle};
 
@@ -12,7 +13,6 @@ use super::{
     exec::{output, output_within},
     host::{Host, wait_until},
     proc::ProcessId,
-    rpc::Connection,
 };
 
 /// The driver of every guest.
@@ -134,7 +134,10 @@ async fn answers(node: &Host) -> Result<()> {
         Ok(socket.exists())
     })
     .await?;
-    Connection::open(&socket, URI).await.map(drop)
+    let connection = Connection::open(&socket, URI).await;
+    connection
+        .map(drop)
+        .with_context(|| socket.display().to_string())
 }
 
 // === impl Aborter ===

@@ -63,7 +63,6 @@ mod ovs;
 mod proc;
 mod progress;
 pub mod routed;
-mod rpc;
 mod shell;
 mod state;
 mod sweep;
@@ -78,7 +77,7 @@ pub use mac::MacAddr;
 pub use name::LabName;
 pub use ovs::{INTEGRATION_BRIDGE, Ovs};
 pub use proc::ProcessId;
-pub(crate) use proc::prefer_at_start;
+pub(crate) use proc::{Prompt, prefer_at_start};
 pub use progress::{Progress, Quiet, Terminal};
 pub use sweep::Swept;
 

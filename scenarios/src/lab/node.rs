@@ -28,7 +28,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use super::{
     netns,
-    proc::{ProcessId, take_precedence},
+    proc::{ProcessId, Prompt, take_precedence},
 };
 
 /// The hidden subcommand that runs [`run_init`].
@@ -182,7 +182,7 @@ fn init_inner(spec: &InitSpec) -> Result<()> {
     let children = SigSet::from_iter([Signal::SIGCHLD]);
     children.thread_block().context("block SIGCHLD")?;
     setsid().context("new session")?;
-    take_precedence().context("priority")?;
+    take_precedence(Prompt::Serves).context("priority")?;
     mount(
         Some("proc"),
         &spec.root.join("proc"),

@@ -12,8 +12,16 @@ use serde::{Deserialize, Serialize};
 
 /// Priority of everything in a host, setpriority(2).
 const NICE: i32 = -15;
-/// Priority of what is prompt among what has real-time priority, sched(7): the least. A probe's thread has more.
-const PROMPT: libc::c_int = 1;
+/// How prompt something is among what has real-time priority, sched(7). A probe's threads have more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Prompt {
+    /// It comes before guests.
+    Reconciles = 1,
+    /// It forwards packets, or runs guests.
+    Serves = 2,
+    /// It passes on that a guest pauses.
+    Reacts = 3,
+}
 
 /// A process that a later one with the same process id is not mistaken for. Written `PID:START`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,18 +54,34 @@ impl ProcessId {
         }
     }
 
-    /// Has the process run the moment that it has something to do, whatever guests do.
-    pub(crate) fn make_prompt(self) {
+    /// Has the process run the moment that it has something to do, whatever guests do. What is more prompt stays so.
+    pub(crate) fn hasten(self, prompt: Prompt) {
         for thread in self.threads() {
-            // Best effort: a container may be forbidden to.
-            _ = make_prompt(thread, libc::SCHED_RR);
+            hasten(thread, prompt, libc::SCHED_RR);
         }
     }
 
-    /// As [`make_prompt`](Self::make_prompt), but what it starts from now on, threads too, runs as anything does.
-    pub(crate) fn make_prompt_alone(self) {
+    /// As [`hasten`](Self::hasten), but what it starts from now on, threads too, runs as anything does.
+    pub(crate) fn hasten_alone(self, prompt: Prompt) {
         for thread in self.threads() {
-            _ = make_prompt(thread, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK);
+            hasten(thread, prompt, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK);
+        }
+    }
+
+    /// Has the process wait for what serves, whatever it inherited.
+    pub(crate) fn restrain(self) {
+        for thread in self.threads() {
+            set(thread, Prompt::Reconciles, libc::SCHED_RR);
+        }
+    }
+
+    /// As [`hasten`](Self::hasten), the threads of this name only.
+    pub(crate) fn hasten_threads(self, name: &str, prompt: Prompt) {
+        for thread in self.threads() {
+            let comm = fs::read_to_string(format!("/proc/{}/task/{thread}/comm", self.pid));
+            if comm.is_ok_and(|comm| comm.trim_end() == name) {
+                hasten(thread, prompt, libc::SCHED_RR);
+            }
         }
     }
 
@@ -84,22 +108,21 @@ impl ProcessId {
 }
 
 /// Gives a command, and what it starts, the precedence of what runs in a host, and a session of its own.
-pub(crate) fn prefer_at_start(command: &mut Command) {
+pub(crate) fn prefer_at_start(command: &mut Command, prompt: Prompt) {
     // SAFETY: the hook makes a few system calls that take numbers, and allocates nothing.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             Errno::result(libc::setsid())?;
-            Ok(take_precedence()?)
+            Ok(take_precedence(prompt)?)
         });
     }
 }
 
 /// Gives this process's calling thread, and what it starts, precedence over the rest of the machine, and lets it run the
 /// moment that it has something to do. Allocates nothing.
-pub(crate) fn take_precedence() -> nix::Result<()> {
+pub(crate) fn take_precedence(prompt: Prompt) -> nix::Result<()> {
     make_nice(0)?;
-    // Best effort: a container may be forbidden to.
-    _ = make_prompt(0, libc::SCHED_RR);
+    hasten(0, prompt, libc::SCHED_RR);
     Ok(())
 }
 
@@ -109,13 +132,23 @@ fn make_nice(thread: i32) -> nix::Result<()> {
     Errno::result(result).map(drop)
 }
 
-fn make_prompt(thread: i32, policy: libc::c_int) -> nix::Result<()> {
+/// Best effort: a container may be forbidden to. What has a higher priority keeps it.
+fn hasten(thread: i32, prompt: Prompt, policy: libc::c_int) {
+    let mut parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `parameters` outlives the call, which only writes to it.
+    let known = unsafe { libc::sched_getparam(thread, &raw mut parameters) } == 0;
+    if known && parameters.sched_priority <= prompt as libc::c_int {
+        set(thread, prompt, policy);
+    }
+}
+
+/// Best effort, likewise.
+fn set(thread: i32, prompt: Prompt, policy: libc::c_int) {
     let parameters = libc::sched_param {
-        sched_priority: PROMPT,
+        sched_priority: prompt as libc::c_int,
     };
     // SAFETY: `parameters` outlives the call, which only reads it.
-    let result = unsafe { libc::sched_setscheduler(thread, policy, &raw const parameters) };
-    Errno::result(result).map(drop)
+    _ = unsafe { libc::sched_setscheduler(thread, policy, &raw const parameters) };
 }
 
 impl fmt::Display for ProcessId {

@@ -28,7 +28,11 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Child;
 
-use super::{Host, node::Bind, proc::ProcessId};
+use super::{
+    Host,
+    node::Bind,
+    proc::{ProcessId, Prompt},
+};
 use program::path_in_root;
 use rights::{Seen, rights_in};
 
@@ -127,6 +131,7 @@ impl Contained {
         let started = Self { keeper, program };
         started.verify(container).await?;
         program.prefer();
+        program.hasten(Prompt::Reacts);
         Ok(started)
     }
 

@@ -22,7 +22,7 @@ use nix::{
 use super::super::{
     host::below,
     node::{Bind, InitStage, bind, remount},
-    proc::{ProcessId, take_precedence},
+    proc::{ProcessId, Prompt, take_precedence},
 };
 use super::{Rights, Spec, VERB, rights::mask};
 
@@ -44,7 +44,7 @@ pub fn run(stage: InitStage, spec: &Spec) -> Result<ExitCode> {
 fn keep(spec: &Spec) -> Result<ExitCode> {
     setsid().context("new session")?;
     // As every process in a host.
-    take_precedence().context("priority")?;
+    take_precedence(Prompt::Serves).context("priority")?;
     enter(spec.init)?;
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID).context("new namespaces")?;
     remount(Path::new("/"), MsFlags::MS_REC | MsFlags::MS_SLAVE)?;
