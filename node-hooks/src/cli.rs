@@ -123,6 +123,10 @@ pub(crate) struct HypervisorArgs {
         value_delimiter = ','
     )]
     pub(crate) libvirt_uri: Vec<String>,
+    /// Ask libvirt for its own lifecycle events alone, on connections that may not write: a pause is then heard of when
+    /// libvirt has written it to its disk, not as QEMU tells it
+    #[arg(long, env = "SEGUE_LIBVIRT_READ_ONLY")]
+    pub(crate) libvirt_read_only: bool,
     /// Where QEMUs without libvirt have monitor sockets that nobody else uses; paths with wildcards
     #[arg(long, value_name = "PATTERN", env = "SEGUE_QMP_SOCKETS", value_delimiter = ',', value_parser = path_pattern)]
     qmp_sockets: Vec<Given<PathPattern>>,

@@ -3,9 +3,8 @@
 use clap::Parser;
 use node_hooks::{Cli, run};
 
-// Two: one that is busy with a launcher's JSON or a TLS handshake must not keep a pause waiting, and
-// a node's other processors are the guests'.
-#[tokio::main(worker_threads = 2)]
+// One thread: what must not wait has one of its own, and a node's other processors are the guests'.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     run(Cli::parse()).await
 }

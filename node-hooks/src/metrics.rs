@@ -33,6 +33,7 @@ pub struct Metrics {
     gate: Family<ResultLabel, Counter>,
     not_done: Family<WhatLabel, Counter>,
     hypervisors: Gauge,
+    monitors: Gauge,
     ovs_synced: Gauge,
     switch_warm: Gauge,
 }
@@ -63,6 +64,8 @@ pub struct Reading {
     pub armed: usize,
     /// Hypervisors that are listened to.
     pub hypervisors: u64,
+    /// Libvirt daemons that pass on the events of QEMU's monitors.
+    pub monitors: u64,
     /// Open vSwitch's database is followed.
     pub ovs_synced: bool,
     /// There is a connection to the switch.
@@ -150,6 +153,7 @@ impl Metrics {
             gate: Family::default(),
             not_done: Family::default(),
             hypervisors: Gauge::default(),
+            monitors: Gauge::default(),
             ovs_synced: Gauge::default(),
             switch_warm: Gauge::default(),
         };
@@ -215,6 +219,11 @@ impl Metrics {
             "hypervisors",
             "Hypervisors that are listened to",
             self.hypervisors.clone(),
+        );
+        registry.register(
+            "libvirt_monitors",
+            "Libvirt daemons that pass on what QEMU's monitors tell",
+            self.monitors.clone(),
         );
         registry.register(
             "ovs_synced",
@@ -339,6 +348,7 @@ impl Metrics {
         self.armed
             .set(gauge(u64::try_from(reading.armed).unwrap_or(u64::MAX)));
         self.hypervisors.set(gauge(reading.hypervisors));
+        self.monitors.set(gauge(reading.monitors));
         self.ovs_synced.set(i64::from(reading.ovs_synced));
         self.switch_warm.set(i64::from(reading.switch_warm));
         let more = reading.dropped.saturating_sub(self.dropped.get());

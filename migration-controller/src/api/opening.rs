@@ -43,7 +43,7 @@ pub enum OpeningResult {
     Opened,
     /// No agent of the target's node was connected, or it was too slow: OVN's own activation does it.
     NoAgent,
-    /// The target's agent knows of a newer handover.
+    /// The target's agent knows of a newer handover, or heard of the pause when it was long over.
     Stale,
     /// The target's agent was not prepared for this handover.
     NotArmed,

@@ -1,7 +1,7 @@
 //! What the controller commands: arm, disarm, open, announce.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use node_hooks_api::agent::outcome::Result as Came;
 use node_hooks_api::agent::{
@@ -16,6 +16,9 @@ use crate::openflow::PacketOuts;
 use crate::ovs::Interfaces;
 use crate::time::Nanos;
 
+/// How long after the pause an Open is good: longer than a guest stands still, and than clocks may be apart. This process
+/// may have been frozen, and the guest have come, gone, and be about to come again.
+const GOOD_FOR: Duration = Duration::from_secs(15);
 /// The most commands that wait for one opening.
 const MOST_WAITING: usize = 64;
 
@@ -156,6 +159,7 @@ impl Core {
 
     pub(super) fn open(&mut self, open: Open, received: Nanos, out: &mut Vec<Output>) {
         let id = open.id.unwrap_or_default();
+        let paused_at = Nanos(open.paused_at_ns);
         let serial = self.last_serial + 1;
         let interfaces = self.interfaces.clone();
         let opened = self.armed_by(&id).and_then(|(vm, armed)| {
@@ -175,6 +179,13 @@ impl Core {
                     *command = open.command;
                     Ok(Some(say_opened(&armed.id, open.command, *hops)))
                 }
+                Opening::Not if is_late(paused_at, received) => {
+                    let ago = received.since(paused_at);
+                    let reason = format!(
+                        "the pause was {ago:?} ago: the port may be shut for another migration by now"
+                    );
+                    Err((Came::Stale, reason))
+                }
                 Opening::Not => {
                     let Some(frames) = armed.prebuilt.clone() else {
                         let missing = armed.missing(&interfaces);
@@ -187,7 +198,7 @@ impl Core {
                         ticket: Ticket { vm, serial },
                         frames,
                         received,
-                        paused_at: Nanos(open.paused_at_ns),
+                        paused_at,
                     }))
                 }
             }
@@ -332,6 +343,11 @@ impl Armed {
         }
         Ok(packets)
     }
+}
+
+/// A pause without a stamp is never late.
+fn is_late(paused_at: Nanos, received: Nanos) -> bool {
+    paused_at != Nanos::default() && received.since(paused_at) > GOOD_FOR
 }
 
 fn say_opened(id: &HandoverId, command: u64, hops: Hops) -> Output {

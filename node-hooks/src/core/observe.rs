@@ -53,10 +53,12 @@ impl Core {
             seen: event.seen,
             port: String::new(),
         };
+        let was_paused = armed.seen.is_paused();
         if !armed.tell(sighting, self.linked, out) {
             return;
         }
         match kind {
+            Kind::Paused if was_paused => {}
             Kind::Paused => ask_last_frames(vm, armed, &self.interfaces, out),
             Kind::Resumed => armed.here = true,
             Kind::Left => armed.here = false,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use arp_proxy::Mac;
 use node_hooks_api::agent::HandoverId;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -55,6 +56,8 @@ pub(super) struct Effects {
     gate: hook::Gate,
     done: mpsc::UnboundedSender<Input>,
     shared: Arc<Shared>,
+    /// Where frames are listened to: a guest has many, and they are not to delay what a pause sets off.
+    aside: Handle,
 }
 
 struct Question {
@@ -89,7 +92,7 @@ impl Shared {
 }
 
 impl Effects {
-    /// Effects, and where what came of them comes in.
+    /// Effects, and where what came of them comes in. Frames are listened to on the runtime that this is called on.
     pub(super) fn new(
         outbox: Outbox,
         metrics: Arc<Metrics>,
@@ -113,6 +116,7 @@ impl Effects {
             gate,
             done,
             shared,
+            aside: Handle::current(),
         };
         (effects, receiver)
     }
@@ -217,7 +221,10 @@ impl Effects {
     fn listen(&mut self, interface: &str, mac: Mac, first_frame: bool) {
         let listening = match self.ears.remove(interface) {
             Some(ear) if !ear.has_ended() => Ok(ear),
-            _ => Ear::listen(interface, mac, self.frames.clone()),
+            _ => {
+                let _aside = self.aside.enter();
+                Ear::listen(interface, mac, self.frames.clone())
+            }
         };
         let ear = match listening {
             Ok(ear) => ear,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use node_hooks_api::agent::{Arm, Disarm, HandoverId, to_agent};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::effects::Effects;
@@ -16,6 +16,8 @@ use crate::signals::LifecycleEvent;
 use crate::{hook, wire};
 
 const TICK: Duration = Duration::from_secs(1);
+/// How long what is not urgent waits after a pause: those that the pause is told to may need this processor.
+const ASIDE: Duration = Duration::from_millis(2);
 
 /// Where inputs come from, the most urgent first.
 pub(super) struct Inputs {
@@ -35,6 +37,8 @@ pub(super) struct Engine {
     busy: watch::Sender<bool>,
     stop: CancellationToken,
     out: Vec<Output>,
+    /// When what is not urgent about a pause is to be found out.
+    questions: Option<tokio::time::Instant>,
 }
 
 impl Engine {
@@ -51,6 +55,7 @@ impl Engine {
             busy,
             stop,
             out: Vec::new(),
+            questions: None,
         }
     }
 
@@ -60,9 +65,10 @@ impl Engine {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let inputs = &mut self.inputs;
         let known = inputs.interfaces.borrow_and_update().clone();
-        self.take(Input::Interfaces(known)).await;
+        self.take(Input::Interfaces(known));
         loop {
             let inputs = &mut self.inputs;
+            let questions = self.questions;
             let input = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
@@ -89,27 +95,31 @@ impl Engine {
                     Ok(()) => Input::Interfaces(inputs.interfaces.borrow_and_update().clone()),
                     Err(_) => return,
                 },
+                () = at(questions) => {
+                    self.ask();
+                    continue;
+                }
                 _ = tick.tick() => {
-                    self.look().await;
+                    self.look();
                     Input::Tick
                 }
             };
-            self.take(input).await;
+            self.take(input);
         }
     }
 
     /// What nobody tells by itself: interfaces that are gone, and counters.
-    async fn look(&mut self) {
+    fn look(&mut self) {
         for interface in self.effects.deaf() {
-            self.take(Input::Deaf { interface }).await;
+            self.take(Input::Deaf { interface });
         }
         if self.core.is_busy() {
             let counted = self.inputs.interfaces.borrow().clone();
-            self.take(Input::Interfaces(counted)).await;
+            self.take(Input::Interfaces(counted));
         }
     }
 
-    async fn take(&mut self, input: Input) {
+    fn take(&mut self, input: Input) {
         let what = said(&input);
         self.core.handle(input, Instant::now(), &mut self.out);
         for output in self.out.drain(..) {
@@ -128,16 +138,26 @@ impl Engine {
                 "told to {what}"
             );
         }
-        if self.effects.has_questions() {
-            // A guest has paused: that is sent before anything else is done about it.
-            tokio::task::yield_now().await;
-            for input in self.effects.last_frames() {
-                self.core.handle(input, Instant::now(), &mut self.out);
-            }
-            for output in self.out.drain(..) {
-                self.effects.carry_out(output);
-            }
+        if self.effects.has_questions() && self.questions.is_none() {
+            self.questions = Some(tokio::time::Instant::now() + ASIDE);
         }
+    }
+
+    fn ask(&mut self) {
+        self.questions = None;
+        for input in self.effects.last_frames() {
+            self.core.handle(input, Instant::now(), &mut self.out);
+        }
+        for output in self.out.drain(..) {
+            self.effects.carry_out(output);
+        }
+    }
+}
+
+async fn at(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

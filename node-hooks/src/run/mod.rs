@@ -14,8 +14,9 @@ use anyhow::Context;
 use arp_proxy::{Gateway, Limits, Patterns, Proxy};
 use ovsdb_rs::SyncState;
 use tokio::net::TcpListener;
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -188,9 +189,10 @@ fn start(
         interfaces: ports.interfaces(),
     };
     let hypervisors = hypervisors(&cli.hypervisors, counts.clone());
-    tasks.spawn(signals::watch(hypervisors, events, stop.clone()));
-    tasks.spawn(link.run());
-    tasks.spawn(Engine::new(effects, inputs, busy, stop.clone()).run());
+    let watching = signals::watch(hypervisors, events, stop.clone());
+    let engine = Engine::new(effects, inputs, busy, stop.clone());
+    let passing = pass_pauses(watching, link.run(), engine.run(), stop.clone());
+    tasks.spawn(apart(passing));
     State {
         metrics,
         shared,
@@ -243,8 +245,50 @@ fn hypervisors(args: &HypervisorArgs, counts: Arc<signals::Counts>) -> signals::
         connect_uris: args.libvirt_uri.clone(),
         qmp: args.qmp_sockets(),
         virsh: args.virsh.clone(),
+        read_only: args.libvirt_read_only,
         counts,
     }
+}
+
+/// What a pause passes through. The first part to end ends it; if all were asked to, each ends what it has begun.
+async fn pass_pauses(
+    watching: impl Future<Output = ()> + Send + 'static,
+    link: impl Future<Output = ()> + Send + 'static,
+    engine: impl Future<Output = ()> + Send + 'static,
+    stop: CancellationToken,
+) {
+    let mut parts = JoinSet::new();
+    parts.spawn(watching);
+    parts.spawn(link);
+    parts.spawn(engine);
+    if let Some(Err(error)) = parts.join_next().await {
+        tracing::error!(%error, "a part of the agent failed");
+    }
+    if stop.is_cancelled() {
+        while parts.join_next().await.is_some() {}
+    }
+}
+
+/// Runs what a pause passes through, from the hypervisor's word to the switch, on a thread of its own.
+///
+/// It has half a millisecond in all. Among the other tasks it would wait for a launcher's JSON or a page of metrics, and
+/// for one thread to wake another at every step; here it is never handed on.
+async fn apart(parts: impl Future<Output = ()> + Send + 'static) {
+    let (done, ended) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("pause".to_owned());
+    let started = thread.spawn(move || {
+        match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(parts),
+            Err(error) => tracing::error!(%error, "pauses cannot be heard"),
+        }
+        // Nobody waits for it where everything ends.
+        let _ = done.send(());
+    });
+    if let Err(error) = started {
+        tracing::error!(%error, "pauses cannot be heard");
+    }
+    // It is also ended by a panic there, which drops the sender.
+    let _ = ended.await;
 }
 
 /// Why a task ended that was to go on until the end: better to start anew than to do half the work.
@@ -319,6 +363,7 @@ impl Probe for State {
         let reading = Reading {
             armed: self.shared.armed.load(Ordering::Relaxed),
             hypervisors: self.counts.connected.load(Ordering::Relaxed),
+            monitors: self.counts.monitors.load(Ordering::Relaxed),
             ovs_synced: *self.ovs.borrow() == SyncState::Synced,
             switch_warm: self.shared.is_switch_warm(),
             dropped: self.outbox.dropped(),

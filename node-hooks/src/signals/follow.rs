@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -51,6 +52,18 @@ pub(super) enum SourceError {
     Io(#[from] io::Error),
     #[error("does not speak QMP: {0}")]
     Qmp(String),
+    #[error("does not pass on QEMU's events (--libvirt-read-only does without)")]
+    Monitors(#[from] libvirt_rpc::Error),
+}
+
+impl SourceError {
+    /// A socket that was found cannot be reached.
+    pub(super) fn reaching(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Gone,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 /// Which of the domains that a hypervisor names are believed to be its own.
@@ -67,10 +80,19 @@ pub(super) struct Follower {
     /// Of the hypervisor, for people.
     pub(super) name: String,
     pub(super) origin: Origin,
+    pub(super) counted: Counted,
     pub(super) believed: Domain,
     pub(super) counts: Arc<Counts>,
     pub(super) events: mpsc::Sender<LifecycleEvent>,
     pub(super) state: State,
+}
+
+/// As what it is counted while it is listened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Counted {
+    Hypervisor,
+    /// Beside another, of the same hypervisor.
+    Monitors,
 }
 
 /// What outlasts a connection.
@@ -82,7 +104,7 @@ pub(super) struct State {
 }
 
 /// Counts a connection for as long as it is one.
-struct Connected<'a>(&'a Counts);
+struct Connected<'a>(&'a AtomicU64);
 
 // === impl Follower ===
 
@@ -124,7 +146,7 @@ impl Follower {
     /// Passes on what a connection tells, until it ends; none if nobody listens.
     async fn listen(&mut self, mut connection: impl Connection) -> Option<SourceError> {
         let counts = self.counts.clone();
-        let _connected = Connected::new(&counts);
+        let _connected = Connected::new(&counts, self.counted);
         loop {
             let happened = match connection.next().await {
                 Ok(happened) => happened,
@@ -166,16 +188,20 @@ impl Follower {
 }
 
 impl<'a> Connected<'a> {
-    fn new(counts: &'a Counts) -> Self {
+    fn new(counts: &'a Counts, counted: Counted) -> Self {
+        let now = match counted {
+            Counted::Hypervisor => &counts.connected,
+            Counted::Monitors => &counts.monitors,
+        };
         counts.connections.fetch_add(1, Relaxed);
-        counts.connected.fetch_add(1, Relaxed);
-        Self(counts)
+        now.fetch_add(1, Relaxed);
+        Self(now)
     }
 }
 
 impl Drop for Connected<'_> {
     fn drop(&mut self) {
-        self.0.connected.fetch_sub(1, Relaxed);
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

@@ -7,7 +7,7 @@ use crate::time::Nanos;
 use super::Sign;
 
 /// Domains that are remembered at once; a hypervisor that pauses more for migrations is lying.
-const MOST: usize = 4096;
+pub(super) const MOST: usize = 4096;
 
 /// Something that happened to a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,26 @@ pub(super) enum Change {
         /// The guest runs elsewhere.
         migrated: bool,
     },
+}
+
+/// How a migration stands, as QEMU's event MIGRATION says: `MigrationStatus` of qapi/migration.json.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Status {
+    UnderWay,
+    Completed,
+    Other,
+}
+
+impl From<&str> for Status {
+    fn from(status: &str) -> Self {
+        match status {
+            "active" | "pre-switchover" | "device" | "postcopy-device" | "postcopy-active" => {
+                Self::UnderWay
+            }
+            "completed" => Self::Completed,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// The domains of one hypervisor that stand still because they leave.

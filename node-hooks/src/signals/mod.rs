@@ -1,13 +1,15 @@
 //! What the hypervisors on this node say of their guests' coming and going.
 //!
-//! Each hypervisor is listened to on its own: a libvirt daemon through a child `virsh event`, a QEMU without libvirt
-//! through its monitor. Daemons that come and go with their guests, as KubeVirt's launchers bring theirs, are found by
+//! Each hypervisor is listened to on its own: a libvirt daemon through a child `virsh event` and, for what QEMU's monitor
+//! tells behind it, over a connection of this process; a QEMU without libvirt through its monitor. Daemons that come and go with their guests, as KubeVirt's launchers bring theirs, are found by
 //! the paths of their sockets.
 //!
 //! # Guarantees
 //! - Nothing that a hypervisor says, and nothing that it leaves out, ends the listening to it or to others.
 //! - A guest's signs come in the order in which its hypervisor told what they stand for.
-//! - A connection to libvirt is read-only. It is ended with the process that holds it.
+//! - Nothing is changed through libvirt. virsh's connection to it is read-only; the other one has to be one that may
+//!   write, as libvirt asks for that, and calls nothing but its registration ([`Config::read_only`] does without it).
+//! - A connection is ended with the process that holds it.
 //!
 //! # Caveats
 //! - What happens while there is no connection is not told later. After it, a guest that runs again where it could not
@@ -17,6 +19,7 @@
 mod follow;
 mod lifecycle;
 mod lines;
+mod monitor;
 mod qmp;
 mod sockets;
 mod virsh;
@@ -49,7 +52,7 @@ pub enum Sign {
 pub enum Origin {
     /// libvirt's lifecycle events.
     Libvirt,
-    /// QEMU's monitor.
+    /// QEMU's monitor, its own socket or passed on by libvirt.
     Qmp,
 }
 
@@ -81,6 +84,8 @@ pub struct Config {
     pub qmp: Vec<PathPattern>,
     /// The program `virsh`.
     pub virsh: PathBuf,
+    /// Do without the events of QEMU's monitors that libvirt passes on.
+    pub read_only: bool,
     /// What is counted.
     pub counts: Arc<Counts>,
 }
@@ -90,6 +95,8 @@ pub struct Config {
 pub struct Counts {
     /// Hypervisors that are being listened to now.
     pub connected: AtomicU64,
+    /// Of them those that pass on the events of QEMU's monitors.
+    pub monitors: AtomicU64,
     /// Connections made.
     pub connections: AtomicU64,
     /// Lines that were no events as they should be.
@@ -106,6 +113,7 @@ impl Default for Config {
             connect_uris: Vec::new(),
             qmp: Vec::new(),
             virsh: PathBuf::from("virsh"),
+            read_only: false,
             counts: Arc::default(),
         }
     }

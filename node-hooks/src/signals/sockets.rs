@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -20,6 +20,7 @@ use std::time::SystemTime;
 
 use arp_proxy::Pattern;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use tokio::net::UnixStream;
 
 /// Paths that one pattern is expanded to; a node has some thousand processes.
 const MOST_PATHS: usize = 65_536;
@@ -77,7 +78,7 @@ pub(super) struct SocketId {
 pub(super) struct SocketFile {
     pub(super) id: SocketId,
     /// The user who made it.
-    pub(super) owner: u32,
+    owner: u32,
     place: Place,
 }
 
@@ -186,6 +187,18 @@ pub(super) fn find(patterns: &[PathPattern]) -> Vec<SocketFile> {
 }
 
 impl SocketFile {
+    /// The path in the URI of the driver of a libvirt daemon that listens there, `qemu:///system` or `qemu:///session`. A
+    /// daemon that runs as root takes both; one that does not, where the user of a container is not the node's, takes
+    /// the second alone.
+    pub(super) fn driver_path(&self) -> &'static str {
+        const ROOT: u32 = 0;
+        if self.owner == ROOT {
+            "system"
+        } else {
+            "session"
+        }
+    }
+
     /// A descriptor of the socket's file (`O_PATH`), which takes a path to it of any length (`unix(7)` has room for 108
     /// bytes): whoever has it as descriptor N connects to `/proc/self/fd/N`.
     ///
@@ -198,6 +211,15 @@ impl SocketFile {
         } else {
             Err(io::ErrorKind::NotFound.into())
         }
+    }
+
+    /// Connects to it.
+    ///
+    /// # Errors
+    /// As those of [`open`](Self::open), or nobody listens.
+    pub(super) async fn connect(&self) -> io::Result<UnixStream> {
+        let file = self.open()?;
+        UnixStream::connect(format!("/proc/self/fd/{}", file.as_raw_fd())).await
     }
 }
 
@@ -248,9 +270,8 @@ fn path_only(flag: OFlag) -> OpenOptions {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd as _;
     use std::os::unix::fs::symlink;
-    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::os::unix::net::UnixListener;
 
     use proptest::prelude::*;
     use rstest::rstest;
@@ -333,16 +354,15 @@ mod tests {
         drop(first);
     }
 
-    #[test]
-    fn a_path_may_be_longer_than_an_address() {
+    #[tokio::test]
+    async fn a_path_may_be_longer_than_an_address() {
         let directory = tempfile::tempdir().unwrap();
         let deep = directory.path().join("d".repeat(120));
         fs::create_dir(&deep).unwrap();
         let (short, listener) = socket(directory.path(), "a");
         fs::rename(short, deep.join("sock")).unwrap();
         let found = find(&[pattern(deep.join("sock").to_str().unwrap())]);
-        let file = found[0].open().unwrap();
-        UnixStream::connect(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        found[0].connect().await.unwrap();
         listener.accept().unwrap();
     }
 

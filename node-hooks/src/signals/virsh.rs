@@ -43,9 +43,6 @@ const KEEPALIVE_COUNT: &str = "3";
 const LONGEST_LINE: usize = 4096;
 /// Lines of complaints; virsh says what went wrong in one or two.
 const KEPT: usize = 3;
-/// As root or, where the user of a container is not the node's, as somebody else.
-const ROOT: u32 = 0;
-
 /// A libvirt daemon.
 #[derive(Debug)]
 pub(super) struct Virsh {
@@ -154,21 +151,13 @@ impl Daemon {
     /// Its URI, and the standard input that goes with it.
     ///
     /// A socket is handed over as an open file, which virsh's standard input is good for, as it reads nothing from it:
-    /// then neither the length of its path nor who changes it matters. A daemon that runs as root also takes the path
-    /// `/session`; one that does not takes only that.
+    /// then neither the length of its path nor who changes it matters.
     fn address(&self) -> Result<(String, Stdio), SourceError> {
         match self {
             Self::Uri(uri) => Ok((uri.clone(), Stdio::null())),
             Self::Socket(socket) => {
-                let file: OwnedFd = socket.open().map_err(|error| match error.kind() {
-                    io::ErrorKind::NotFound => SourceError::Gone,
-                    _ => SourceError::Io(error),
-                })?;
-                let path = if socket.owner == ROOT {
-                    "system"
-                } else {
-                    "session"
-                };
+                let file: OwnedFd = socket.open().map_err(SourceError::reaching)?;
+                let path = socket.driver_path();
                 let uri = format!("qemu+unix:///{path}?socket=/proc/self/fd/0");
                 Ok((uri, file.into()))
             }

@@ -9,7 +9,8 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::follow::{Domain, Follower, State};
+use super::follow::{Counted, Domain, Follower, State};
+use super::monitor::Monitors;
 use super::qmp::Qmp;
 use super::sockets::{SocketFile, SocketId, find};
 use super::virsh::{Daemon, Virsh};
@@ -20,14 +21,21 @@ use super::{Config, LifecycleEvent, Origin, PathPattern};
 const RESCAN: Duration = Duration::from_secs(2);
 /// Children that may be starting at once.
 const STARTING: usize = 4;
-/// Hypervisors that are listened to at once: a child of virsh has some two megabytes of its own.
-const MOST: usize = 1024;
+/// Followers at once, two for each libvirt daemon: a child of virsh has some two megabytes of its own.
+const MOST: usize = 2048;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
-    Uri(String),
-    Libvirt(SocketId),
+    Uri(String, Feed),
+    Libvirt(SocketId, Feed),
     Qmp(SocketId),
+}
+
+/// What a libvirt daemon is listened to for, each over a connection of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Feed {
+    Lifecycle,
+    Monitors,
 }
 
 struct Watch {
@@ -68,7 +76,8 @@ pub async fn watch(config: Config, events: mpsc::Sender<LifecycleEvent>, stop: C
 impl Watch {
     async fn run(&mut self) {
         for uri in self.config.connect_uris.clone() {
-            self.follow_libvirt(Key::Uri(uri.clone()), Daemon::Uri(uri));
+            let key = |feed| Key::Uri(uri.clone(), feed);
+            self.follow_libvirt(key, &Daemon::Uri(uri.clone()));
         }
         let mut rescan = rescan();
         let looks = !(self.config.sockets.is_empty() && self.config.qmp.is_empty());
@@ -84,15 +93,14 @@ impl Watch {
 
     async fn look(&mut self) {
         for socket in found(&self.config.sockets).await {
-            let key = Key::Libvirt(socket.id);
-            if self.followers.lacks(&key) {
-                self.follow_libvirt(key, Daemon::Socket(socket));
-            }
+            let id = socket.id;
+            self.follow_libvirt(|feed| Key::Libvirt(id, feed), &Daemon::Socket(socket));
         }
         for socket in found(&self.config.qmp).await {
             let key = Key::Qmp(socket.id);
             if self.followers.lacks(&key) {
-                let follower = self.follower(socket.to_string(), Origin::Qmp, Domain::First);
+                let name = socket.to_string();
+                let follower = self.follower(name, Origin::Qmp, Counted::Hypervisor, Domain::First);
                 let monitor = Qmp {
                     socket,
                     counts: self.config.counts.clone(),
@@ -102,25 +110,46 @@ impl Watch {
         }
     }
 
-    fn follow_libvirt(&mut self, key: Key, daemon: Daemon) {
-        let (name, believed) = match &daemon {
+    /// Listens to a daemon, where that is not done already.
+    fn follow_libvirt(&mut self, key: impl Fn(Feed) -> Key, daemon: &Daemon) {
+        let (name, believed) = match daemon {
             Daemon::Uri(uri) => (uri.clone(), Domain::Any),
             Daemon::Socket(socket) => (socket.to_string(), Domain::First),
         };
-        let follower = self.follower(name, Origin::Libvirt, believed);
-        let virsh = Virsh {
-            program: self.config.virsh.clone(),
-            daemon,
-            counts: self.config.counts.clone(),
-            starting: self.starting.clone(),
-        };
-        self.followers.spawn(key, follower.follow(virsh));
+        let lifecycle = key(Feed::Lifecycle);
+        if self.followers.lacks(&lifecycle) {
+            let name = name.clone();
+            let follower = self.follower(name, Origin::Libvirt, Counted::Hypervisor, believed);
+            let virsh = Virsh {
+                program: self.config.virsh.clone(),
+                daemon: daemon.clone(),
+                counts: self.config.counts.clone(),
+                starting: self.starting.clone(),
+            };
+            self.followers.spawn(lifecycle, follower.follow(virsh));
+        }
+        let monitors = key(Feed::Monitors);
+        if !self.config.read_only
+            && self.followers.lacks(&monitors)
+            && let Some(behind) = Monitors::behind(daemon)
+        {
+            let name = format!("QEMU behind {name}");
+            let follower = self.follower(name, Origin::Qmp, Counted::Monitors, believed);
+            self.followers.spawn(monitors, follower.follow(behind));
+        }
     }
 
-    fn follower(&self, name: String, origin: Origin, believed: Domain) -> Follower {
+    fn follower(
+        &self,
+        name: String,
+        origin: Origin,
+        counted: Counted,
+        believed: Domain,
+    ) -> Follower {
         Follower {
             name,
             origin,
+            counted,
             believed,
             counts: self.config.counts.clone(),
             events: self.events.clone(),

@@ -170,6 +170,33 @@ fn a_disarmed_handover_stays_over() {
 }
 
 #[test]
+fn an_open_that_lay_about_while_this_process_was_frozen_opens_nothing() {
+    let mut bench = Bench::new();
+    bench.does(arm_target(1));
+    let (pause, second) = (1_788_000_000_000_000_000, 1_000_000_000);
+    let open = |received| Input::Command {
+        message: to_agent::Message::Open(Open {
+            id: Some(id(1)),
+            command: 5,
+            paused_at_ns: pause,
+            heard_at_ns: pause,
+        }),
+        received: Nanos(received),
+    };
+    let late = bench.does(open(pause + 16 * second));
+    assert!(opened_frames(&late).is_empty(), "{late:?}");
+    let outcome = outcomes(&said(&late));
+    assert_eq!(outcome[0].result(), Came::Stale);
+    assert!(outcome[0].reason.contains("16s ago"), "{outcome:?}");
+    // Within what the clocks of two nodes may differ.
+    for received in [pause + 14 * second, pause - 5 * second] {
+        let mut bench = Bench::new();
+        bench.does(arm_target(1));
+        assert_eq!(opened_frames(&bench.does(open(received))).len(), 1);
+    }
+}
+
+#[test]
 fn a_newer_handover_takes_the_place_of_an_older() {
     let mut bench = Bench::new();
     bench.does(arm_target(1));

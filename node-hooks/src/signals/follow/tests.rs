@@ -68,6 +68,7 @@ fn follow(believed: Domain, attempts: impl IntoIterator<Item = Attempt>) -> Foll
     let follower = Follower {
         name: "a test".to_owned(),
         origin: Origin::Libvirt,
+        counted: Counted::Hypervisor,
         believed,
         counts: counts.clone(),
         events: sender,

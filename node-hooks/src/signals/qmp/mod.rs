@@ -8,8 +8,6 @@
 
 mod client;
 
-use std::io;
-use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -20,7 +18,7 @@ use crate::time::Nanos;
 
 use super::Counts;
 use super::follow::{Connection, Hypervisor, SourceError};
-use super::lifecycle::{Change, Happened};
+use super::lifecycle::{Change, Happened, Status};
 use super::sockets::SocketFile;
 use client::{Client, Event};
 
@@ -50,26 +48,13 @@ struct Migration {
     paused: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
-    UnderWay,
-    Completed,
-    Other,
-}
-
 // === impl Qmp ===
 
 impl Hypervisor for Qmp {
     type Connection = Monitor<UnixStream>;
 
     async fn connect(&self) -> Result<Self::Connection, SourceError> {
-        let gone = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => SourceError::Gone,
-            _ => SourceError::Io(error),
-        };
-        let file = self.socket.open().map_err(gone)?;
-        // A path of any length, and the socket that was found: see SocketFile::open.
-        let stream = UnixStream::connect(format!("/proc/self/fd/{}", file.as_raw_fd())).await?;
+        let stream = self.socket.connect().await.map_err(SourceError::reaching)?;
         Monitor::open(stream, self.counts.clone()).await
     }
 }
@@ -172,19 +157,6 @@ impl<S> Monitor<S> {
             at: now,
             seen: now,
         })
-    }
-}
-
-impl From<&str> for Status {
-    /// `MigrationStatus` of qapi/migration.json.
-    fn from(status: &str) -> Self {
-        match status {
-            "active" | "pre-switchover" | "device" | "postcopy-device" | "postcopy-active" => {
-                Self::UnderWay
-            }
-            "completed" => Self::Completed,
-            _ => Self::Other,
-        }
     }
 }
 
