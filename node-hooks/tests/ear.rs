@@ -254,7 +254,7 @@ fn the_last_frame_of_a_guest_that_is_not_too_fast_is_known_exactly() {
     let lab = Lab::new();
     let (guest, host) = (lab.guest(), lab.station(&lab.host, TAP));
     lab.run(async |ear, _heard| {
-        assert_eq!(ear.last_frame(), None);
+        assert_eq!(ear.last().frame(), None);
         let mut sent = (Nanos::now(), Nanos::now());
         for _ in 0..300 {
             sent.0 = Nanos::now();
@@ -265,7 +265,7 @@ fn the_last_frame_of_a_guest_that_is_not_too_fast_is_known_exactly() {
         guest.send(&ipv4(OTHER));
         host.send(&ipv4(GUEST));
         for _ in 0..2 {
-            let last = ear.last_frame().unwrap();
+            let last = ear.last().frame().unwrap();
             assert!(sent.0 <= last.at && last.at <= sent.1, "{sent:?} {last:?}");
             assert_eq!(last.within, Duration::ZERO);
             sleep(MOMENT).await;
@@ -293,15 +293,15 @@ fn the_last_frame_of_a_fast_guest_is_known_about() {
             sleep(Duration::from_millis(10)).await;
         }
         let (before, after) = flood.join().unwrap();
-        let last = ear.last_frame().unwrap();
+        let last = ear.last().frame().unwrap();
         assert!(last.at <= after, "{last:?} {after}");
         assert!(before.since(last.at) <= last.within, "{last:?} {before}");
         // Once the guest is silent, there is nothing more to be missed.
         sleep(MOMENT).await;
-        let later = ear.last_frame().unwrap();
+        let later = ear.last().frame().unwrap();
         assert_eq!(later.at, last.at);
         sleep(MOMENT).await;
-        assert_eq!(ear.last_frame(), Some(later));
+        assert_eq!(ear.last().frame(), Some(later));
     });
 }
 

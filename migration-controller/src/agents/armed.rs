@@ -270,8 +270,9 @@ impl Armed {
             })?;
             Some(signal.at)
         };
-        // By the same kind of source at either end, so that both are as late.
-        [SignalSource::Libvirt, SignalSource::Qmp]
+        // By the same kind of source at either end, so that both are as late: QEMU's own stamps before libvirt's, which are
+        // milliseconds, and of when it was heard.
+        [SignalSource::Qmp, SignalSource::Libvirt]
             .into_iter()
             .find_map(|source| {
                 let paused = stamp(SignalKind::Paused, source, None)?;

@@ -38,9 +38,11 @@ const STATUS_OK: u32 = 0;
 /// Length word and six words of header.
 const HEADER: usize = 28;
 /// Events and the replies to what is called here have below a kilobyte; libvirt's own limit is 32 MiB.
-const LONGEST: usize = 1 << 20;
-/// Messages that are kept while a reply is awaited.
-const MOST_WAITING: usize = 1024;
+const LONGEST: usize = 16 << 10;
+/// Messages that are kept while a reply is awaited, which is a moment.
+const MOST_WAITING: usize = 64;
+/// Characters of a refusal that are kept.
+const MOST_TEXT: usize = 300;
 
 /// A connection to a daemon, as long as it is not dropped.
 #[derive(Debug)]
@@ -118,9 +120,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Some(frame) => frame,
                 None => self.read().await?,
             };
-            if frame.kind == TYPE_MESSAGE
-                && let Some(event) = Event::read(frame.procedure, &frame.body)?
-            {
+            if frame.kind != TYPE_MESSAGE {
+                return Err(Error::Malformed("a message that nobody asked for"));
+            }
+            // Of a kind that a later libvirt may have.
+            if let Some(event) = Event::read(frame.procedure, &frame.body)? {
                 return Ok(event);
             }
         }
@@ -216,7 +220,10 @@ fn refusal(body: &[u8]) -> Error {
         let text = body.optional()?;
         Ok(Error::Refused {
             code,
-            text: text.unwrap_or_else(|| format!("error {code}")),
+            text: match text {
+                Some(text) => text.escape_debug().take(MOST_TEXT).collect(),
+                None => format!("error {code}"),
+            },
         })
     })();
     read.unwrap_or_else(|error: Error| error)

@@ -4,6 +4,9 @@ use crate::Error;
 use crate::connection::{LIFECYCLE, MONITOR, Procedure};
 use crate::xdr::Decoder;
 
+/// A domain's name is limited by nothing but its file's.
+const LONGEST_NAME: usize = 255;
+
 /// Something that happened to a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -45,6 +48,9 @@ impl Event {
         let mut body = Decoder::new(body);
         let _callback = body.word()?;
         let domain = body.string()?;
+        if domain.len() > LONGEST_NAME {
+            return Err(Error::Malformed("a domain's name is too long"));
+        }
         let _uuid = body.bytes(16)?;
         let _id = body.word()?;
         let what = if procedure == LIFECYCLE {
@@ -107,6 +113,8 @@ mod tests {
     #[test]
     fn truncated_events_are_errors_and_others_are_none() {
         assert!(Event::read(LIFECYCLE, &hex(DOMAIN)).is_err());
+        let long = [&hex("00000001 00000100")[..], &[b'a'; 256 + 28]].concat();
+        assert!(Event::read(LIFECYCLE, &long).is_err());
         assert_eq!(Event::read((LIFECYCLE.0, 1), &[]).unwrap(), None);
     }
 

@@ -9,9 +9,9 @@
 //! `src/rpc/virnetprotocol.x` in libvirt.
 //!
 //! # Guarantees
-//! - Events come in the order in which the daemon sent them; none that comes after a registration is left out, up to
-//!   1,024 that come before the next reply.
-//! - Nothing that a daemon sends is a panic, or takes more memory than it has sent.
+//! - Events come in the order in which the daemon sent them; none that comes after a registration is left out, up to 64
+//!   that come before the next reply.
+//! - Nothing that a daemon sends is a panic. A connection holds a megabyte at the most: 64 messages of 16 KiB.
 //!
 //! # Caveats
 //! - No authentication: a daemon that asks for it (`auth_unix_rw`) refuses. Nor are its keepalive messages spoken, which

@@ -160,6 +160,11 @@ impl Core {
     pub(super) fn open(&mut self, open: Open, received: Nanos, out: &mut Vec<Output>) {
         let id = open.id.unwrap_or_default();
         let paused_at = Nanos(open.paused_at_ns);
+        // The source's clock may be no good; the controller always knows when it heard.
+        let told_at = match paused_at {
+            Nanos(0) => Nanos(open.heard_at_ns),
+            paused_at => paused_at,
+        };
         let serial = self.last_serial + 1;
         let interfaces = self.interfaces.clone();
         let opened = self.armed_by(&id).and_then(|(vm, armed)| {
@@ -179,10 +184,11 @@ impl Core {
                     *command = open.command;
                     Ok(Some(say_opened(&armed.id, open.command, *hops)))
                 }
-                Opening::Not if is_late(paused_at, received) => {
-                    let ago = received.since(paused_at);
+                Opening::Not if is_late(told_at, received) => {
+                    let ago = received.since(told_at);
                     let reason = format!(
-                        "the pause was {ago:?} ago: the port may be shut for another migration by now"
+                        "the pause was {ago:?} ago by this node's clock, and the port may be shut for another migration \
+                         by now: the agent was frozen, or the nodes' clocks differ"
                     );
                     Err((Came::Stale, reason))
                 }
@@ -345,9 +351,9 @@ impl Armed {
     }
 }
 
-/// A pause without a stamp is never late.
-fn is_late(paused_at: Nanos, received: Nanos) -> bool {
-    paused_at != Nanos::default() && received.since(paused_at) > GOOD_FOR
+/// What nobody stamped is never late.
+fn is_late(told_at: Nanos, received: Nanos) -> bool {
+    told_at != Nanos::default() && received.since(told_at) > GOOD_FOR
 }
 
 fn say_opened(id: &HandoverId, command: u64, hops: Hops) -> Output {

@@ -35,7 +35,9 @@ impl Core {
             (Side::Source, Sign::Paused) => Kind::Paused,
             // libvirt has the same words for a guest that goes on because its migration failed as
             // for one that has arrived: which it is follows from where.
-            (Side::Source, Sign::Resumed | Sign::ResumedAfterFailure) if armed.seen.is_paused() => {
+            (Side::Source, Sign::Resumed | Sign::ResumedAfterFailure)
+                if armed.seen.is_paused() || armed.seen.is_resumed() =>
+            {
                 Kind::Resumed
             }
             (Side::Source, Sign::Left) => Kind::Left,
@@ -175,7 +177,7 @@ impl Armed {
     /// Keeps what was seen and tells it, unless it is known; whether it was news.
     fn tell(&mut self, sighting: Sighting, linked: bool, out: &mut Vec<Output>) -> bool {
         let Sighting { kind, source, .. } = sighting;
-        if !self.seen.is_news(kind, source) {
+        if !self.seen.is_news(kind, source, sighting.at) {
             return false;
         }
         let signal = Signal {

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use node_hooks_api::agent::Signal;
 use node_hooks_api::agent::signal::{Kind, Source};
 
+use crate::time::Nanos;
+
 /// How many signals of a handover are kept. Two pauses and resumes by every source, and the first or
 /// last frames of a dozen ports, are fewer.
 const KEPT: usize = 64;
@@ -16,6 +18,8 @@ pub(super) struct Seen {
     resumed: Sources,
     left: Sources,
     history: VecDeque<Signal>,
+    /// When the guest paused or resumed last, by the newest stamp.
+    turned: Nanos,
 }
 
 /// The sources that said a thing.
@@ -25,14 +29,25 @@ struct Sources(u8);
 impl Seen {
     /// Whether this is news: a source tells of each pause, resume and end once. A resume makes a
     /// later pause news again, and the reverse, since a migration may be tried more than once before
-    /// it is given up.
-    pub(super) fn is_news(&mut self, kind: Kind, source: Source) -> bool {
+    /// it is given up. What one source tells late, after another told that the guest has turned
+    /// since, is none.
+    pub(super) fn is_news(&mut self, kind: Kind, source: Source, at: Nanos) -> bool {
+        let turns = match kind {
+            Kind::Paused => self.is_resumed(),
+            Kind::Resumed => self.is_paused(),
+            _ => false,
+        };
+        if turns && at < self.turned {
+            return false;
+        }
         match kind {
             Kind::Paused => {
+                self.turned = self.turned.max(at);
                 self.resumed = Sources::default();
                 self.paused.add(source)
             }
             Kind::Resumed => {
+                self.turned = self.turned.max(at);
                 self.paused = Sources::default();
                 self.resumed.add(source)
             }
@@ -44,6 +59,11 @@ impl Seen {
     /// Whether the guest is paused as far as any source said.
     pub(super) fn is_paused(&self) -> bool {
         self.paused != Sources::default()
+    }
+
+    /// Whether the guest runs again as far as any source said.
+    pub(super) fn is_resumed(&self) -> bool {
+        self.resumed != Sources::default()
     }
 
     pub(super) fn keep(&mut self, signal: Signal) {
@@ -76,20 +96,40 @@ mod tests {
     #[test]
     fn a_source_tells_once_and_every_source_is_heard() {
         let mut seen = Seen::default();
-        assert!(seen.is_news(Kind::Resumed, Source::Rarp));
-        assert!(!seen.is_news(Kind::Resumed, Source::Rarp));
-        assert!(seen.is_news(Kind::Resumed, Source::Libvirt));
-        assert!(seen.is_news(Kind::Left, Source::Libvirt));
-        assert!(!seen.is_news(Kind::Left, Source::Libvirt));
+        assert!(seen.is_news(Kind::Resumed, Source::Rarp, Nanos(1)));
+        assert!(!seen.is_news(Kind::Resumed, Source::Rarp, Nanos(1)));
+        assert!(seen.is_news(Kind::Resumed, Source::Libvirt, Nanos(1)));
+        assert!(seen.is_news(Kind::Left, Source::Libvirt, Nanos(1)));
+        assert!(!seen.is_news(Kind::Left, Source::Libvirt, Nanos(1)));
     }
 
     #[test]
     fn a_second_pause_is_news_after_a_resume() {
         let mut seen = Seen::default();
-        assert!(seen.is_news(Kind::Paused, Source::Libvirt) && seen.is_paused());
-        assert!(!seen.is_news(Kind::Paused, Source::Libvirt));
-        assert!(seen.is_news(Kind::Resumed, Source::Libvirt) && !seen.is_paused());
-        assert!(seen.is_news(Kind::Paused, Source::Libvirt) && seen.is_paused());
+        assert!(seen.is_news(Kind::Paused, Source::Libvirt, Nanos(1)) && seen.is_paused());
+        assert!(!seen.is_news(Kind::Paused, Source::Libvirt, Nanos(1)));
+        assert!(seen.is_news(Kind::Resumed, Source::Libvirt, Nanos(1)) && !seen.is_paused());
+        assert!(seen.is_news(Kind::Paused, Source::Libvirt, Nanos(1)) && seen.is_paused());
+    }
+
+    #[test]
+    fn what_a_source_tells_late_is_no_turn() {
+        let mut seen = Seen::default();
+        assert!(seen.is_news(Kind::Paused, Source::Qmp, Nanos(10)));
+        assert!(seen.is_news(Kind::Resumed, Source::Qmp, Nanos(30)));
+        assert!(!seen.is_news(Kind::Paused, Source::Libvirt, Nanos(11)));
+        assert!(seen.is_resumed() && !seen.is_paused());
+        assert!(
+            seen.is_news(Kind::Resumed, Source::Libvirt, Nanos(31)),
+            "it confirms"
+        );
+        assert!(seen.is_news(Kind::Paused, Source::Qmp, Nanos(50)));
+        assert!(!seen.is_news(Kind::Resumed, Source::Libvirt, Nanos(32)));
+        assert!(seen.is_paused());
+        assert!(
+            seen.is_news(Kind::Paused, Source::Libvirt, Nanos(49)),
+            "likewise"
+        );
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::time::Nanos;
 /// An Ethernet address.
 pub use arp_proxy::Mac as MacAddr;
 use frame::Announcement;
-use pace::Pace;
+pub(crate) use pace::Pace;
 pub use pace::RATE;
 use sampler::Sampler;
 
@@ -111,6 +111,10 @@ pub struct Ear {
     task: JoinHandle<()>,
 }
 
+/// Knows the last frame that an [`Ear`] has heard.
+#[derive(Clone, Debug)]
+pub struct Last(Arc<Shared>);
+
 #[derive(Debug)]
 struct Shared {
     interface: String,
@@ -180,13 +184,9 @@ impl Ear {
         Ok(())
     }
 
-    /// The last frame from the guest so far, announcements included; none if it has sent none since this listens. To be
-    /// asked as soon as the guest stands still: the sooner, the more certain the answer. Takes some microseconds, and for
-    /// a guest that has just become fast some milliseconds.
-    pub fn last_frame(&self) -> Option<LastFrame> {
-        let mut sampler = lock(&self.shared.sampler);
-        sampler.empty();
-        sampler.last()
+    /// What knows the last frame from the guest, also on another thread, and when this is no more.
+    pub fn last(&self) -> Last {
+        Last(self.shared.clone())
     }
 
     /// Announcements that were left out.
@@ -197,6 +197,17 @@ impl Ear {
     /// The interface is gone, or nobody hears what is heard.
     pub fn has_ended(&self) -> bool {
         self.task.is_finished()
+    }
+}
+
+impl Last {
+    /// The last frame from the guest so far, announcements included; none if it has sent none since it was listened to. To
+    /// be asked soon after the guest stands still: the sooner, the more certain the answer. Takes some microseconds, and
+    /// for a guest that has just become fast some milliseconds.
+    pub fn frame(&self) -> Option<LastFrame> {
+        let mut sampler = lock(&self.0.sampler);
+        sampler.empty();
+        sampler.last()
     }
 }
 

@@ -1,4 +1,4 @@
-//! How fast announcements are taken.
+//! How fast announcements are taken, and what else comes from somebody who may have been taken over.
 
 use std::time::Duration;
 
@@ -11,23 +11,23 @@ const BURST: u32 = 64;
 
 /// A token bucket that is waited for.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     /// When the bucket will be full again.
     full_at: Instant,
 }
 
 impl Pace {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { full_at: now }
     }
 
     /// Until when to wait before the next is taken; a time that has passed most often.
-    pub(super) fn pause(&self) -> Instant {
+    pub(crate) fn pause(&self) -> Instant {
         let filled = period() * (BURST - 1);
         self.full_at.checked_sub(filled).unwrap_or(self.full_at)
     }
 
-    pub(super) fn take(&mut self, now: Instant) {
+    pub(crate) fn take(&mut self, now: Instant) {
         self.full_at = self.full_at.max(now) + period();
     }
 }

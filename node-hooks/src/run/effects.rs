@@ -14,8 +14,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::core::{Input, Output, Ticket, Vm, Written};
-use crate::ear::{Ear, HeardFrame};
+use crate::core::{Input, Output, Ticket, Written};
+use crate::ear::{Ear, HeardFrame, LastFrame};
 use crate::metrics::Metrics;
 use crate::openflow::{self, Keeper, PacketOuts, Sent, Switch};
 use crate::routes::Routes;
@@ -28,6 +28,9 @@ use crate::{announce, chain, hook};
 const OPEN: Duration = Duration::from_secs(1);
 /// How long the switch may take to say that it has processed it.
 const PROCESSED: Duration = Duration::from_secs(2);
+
+/// How long what is not urgent waits after a pause.
+const ASIDE: Duration = Duration::from_millis(2);
 
 /// How long the switch has, once it has removed what shut a port, to revise what it has cached of its tables: it does so when
 /// it is idle. The frames, and what is told, wait so long: nobody is in a hurry for them.
@@ -48,8 +51,6 @@ pub(super) struct Effects {
     ears: HashMap<String, Ear>,
     /// Interfaces that could not be listened on, so that it is said once.
     deaf: HashSet<String>,
-    /// Whose last frames are to be found out.
-    questions: Vec<Question>,
     bridge: PathBuf,
     keeper: Option<Keeper>,
     routes: Option<mpsc::UnboundedSender<RouteJob>>,
@@ -58,13 +59,6 @@ pub(super) struct Effects {
     shared: Arc<Shared>,
     /// Where frames are listened to: a guest has many, and they are not to delay what a pause sets off.
     aside: Handle,
-}
-
-struct Question {
-    vm: Vm,
-    epoch: u64,
-    port: String,
-    interface: String,
 }
 
 /// In order: a guest that leaves and comes back has its routes in the end.
@@ -109,7 +103,6 @@ impl Effects {
             frames,
             ears: HashMap::new(),
             deaf: HashSet::new(),
-            questions: Vec::new(),
             bridge,
             keeper: None,
             routes: None,
@@ -154,11 +147,12 @@ impl Effects {
                 epoch,
                 port,
                 interface,
-            } => self.questions.push(Question {
+            } => self.ask(&interface, move |last| Input::LastFrame {
                 vm,
                 epoch,
                 port,
-                interface,
+                at: last.at,
+                seen: Nanos::now(),
             }),
             Output::KeepSwitch(keep) => {
                 self.keeper = keep.then(|| Keeper::start(self.bridge.clone()));
@@ -192,24 +186,19 @@ impl Effects {
         }
     }
 
-    pub(super) fn has_questions(&self) -> bool {
-        !self.questions.is_empty()
-    }
-
-    /// The last frames of guests that have paused.
-    pub(super) fn last_frames(&mut self) -> Vec<Input> {
-        let questions = std::mem::take(&mut self.questions);
-        let answer = |question: Question| {
-            let last = self.ears.get(&question.interface)?.last_frame()?;
-            Some(Input::LastFrame {
-                vm: question.vm,
-                epoch: question.epoch,
-                port: question.port,
-                at: last.at,
-                seen: Nanos::now(),
-            })
+    /// Finds out the last frame of a guest that has paused, when that has been told: whom it is told to may need this
+    /// processor.
+    fn ask(&self, interface: &str, answer: impl FnOnce(LastFrame) -> Input + Send + 'static) {
+        let Some(last) = self.ears.get(interface).map(Ear::last) else {
+            return;
         };
-        questions.into_iter().filter_map(answer).collect()
+        let done = self.done.clone();
+        self.aside.spawn(async move {
+            sleep(ASIDE).await;
+            if let Some(last) = last.frame() {
+                let _ = done.send(answer(last));
+            }
+        });
     }
 
     /// Interfaces that were listened on and are heard no more.

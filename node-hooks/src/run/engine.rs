@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use node_hooks_api::agent::{Arm, Disarm, HandoverId, to_agent};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep_until};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::effects::Effects;
@@ -16,13 +16,11 @@ use crate::signals::LifecycleEvent;
 use crate::{hook, wire};
 
 const TICK: Duration = Duration::from_secs(1);
-/// How long what is not urgent waits after a pause: those that the pause is told to may need this processor.
-const ASIDE: Duration = Duration::from_millis(2);
 
-/// Where inputs come from, the most urgent first.
+/// Where inputs come from, the most urgent first; and hypervisors, of which there are many, not before the controller.
 pub(super) struct Inputs {
-    pub(super) lifecycle: mpsc::Receiver<LifecycleEvent>,
     pub(super) said: mpsc::Receiver<wire::Event>,
+    pub(super) lifecycle: mpsc::Receiver<LifecycleEvent>,
     pub(super) done: mpsc::UnboundedReceiver<Input>,
     pub(super) heard: mpsc::Receiver<HeardFrame>,
     pub(super) asked: mpsc::UnboundedReceiver<hook::Event>,
@@ -37,8 +35,6 @@ pub(super) struct Engine {
     busy: watch::Sender<bool>,
     stop: CancellationToken,
     out: Vec<Output>,
-    /// When what is not urgent about a pause is to be found out.
-    questions: Option<tokio::time::Instant>,
 }
 
 impl Engine {
@@ -55,7 +51,6 @@ impl Engine {
             busy,
             stop,
             out: Vec::new(),
-            questions: None,
         }
     }
 
@@ -68,20 +63,19 @@ impl Engine {
         self.take(Input::Interfaces(known));
         loop {
             let inputs = &mut self.inputs;
-            let questions = self.questions;
             let input = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
-                event = inputs.lifecycle.recv() => match event {
-                    Some(event) => Input::Lifecycle(event),
-                    None => return,
-                },
                 event = inputs.said.recv() => match event {
                     Some(wire::Event::Up) => Input::Linked,
                     Some(wire::Event::Down) => Input::Unlinked,
                     Some(wire::Event::Said { message, received }) => {
                         Input::Command { message, received }
                     }
+                    None => return,
+                },
+                event = inputs.lifecycle.recv() => match event {
+                    Some(event) => Input::Lifecycle(event),
                     None => return,
                 },
                 // This end is held, too.
@@ -95,10 +89,6 @@ impl Engine {
                     Ok(()) => Input::Interfaces(inputs.interfaces.borrow_and_update().clone()),
                     Err(_) => return,
                 },
-                () = at(questions) => {
-                    self.ask();
-                    continue;
-                }
                 _ = tick.tick() => {
                     self.look();
                     Input::Tick
@@ -138,26 +128,6 @@ impl Engine {
                 "told to {what}"
             );
         }
-        if self.effects.has_questions() && self.questions.is_none() {
-            self.questions = Some(tokio::time::Instant::now() + ASIDE);
-        }
-    }
-
-    fn ask(&mut self) {
-        self.questions = None;
-        for input in self.effects.last_frames() {
-            self.core.handle(input, Instant::now(), &mut self.out);
-        }
-        for output in self.out.drain(..) {
-            self.effects.carry_out(output);
-        }
-    }
-}
-
-async fn at(time: Option<tokio::time::Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -250,7 +250,7 @@ fn hypervisors(args: &HypervisorArgs, counts: Arc<signals::Counts>) -> signals::
     }
 }
 
-/// What a pause passes through. The first part to end ends it; if all were asked to, each ends what it has begun.
+/// What a pause passes through. The first part to end ends it; if all were asked to, each takes its time to end.
 async fn pass_pauses(
     watching: impl Future<Output = ()> + Send + 'static,
     link: impl Future<Output = ()> + Send + 'static,
@@ -278,11 +278,15 @@ async fn apart(parts: impl Future<Output = ()> + Send + 'static) {
     let thread = std::thread::Builder::new().name("pause".to_owned());
     let started = thread.spawn(move || {
         match Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime.block_on(parts),
+            Ok(runtime) => {
+                runtime.block_on(parts);
+                // Nobody waits for it where everything ends.
+                let _ = done.send(());
+                // Not for a name that is still being resolved.
+                runtime.shutdown_background();
+            }
             Err(error) => tracing::error!(%error, "pauses cannot be heard"),
         }
-        // Nobody waits for it where everything ends.
-        let _ = done.send(());
     });
     if let Err(error) = started {
         tracing::error!(%error, "pauses cannot be heard");
@@ -397,5 +401,18 @@ impl Probe for State {
                 last_error: Some(error),
             } => format!("no controller: {error}"),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_the_thread_of_pauses_ends_what_waits_for_it() {
+        let panicking = apart(async { panic!("as it is to be") });
+        tokio::time::timeout(GRACE, panicking)
+            .await
+            .expect("it ends");
     }
 }

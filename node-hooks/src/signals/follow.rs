@@ -2,9 +2,10 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
@@ -18,6 +19,8 @@ use super::{Counts, LifecycleEvent, Origin};
 const SHORTEST: Duration = Duration::from_millis(100);
 /// The longest: a migration takes seconds to begin, and one that begins meanwhile goes without the acceleration.
 const LONGEST: Duration = Duration::from_secs(5);
+/// The pause after a daemon said no: it changes its mind with its configuration, and notes each refusal in its log.
+const REFUSED: Duration = Duration::from_mins(10);
 /// A connection that lasts so long has worked: the next pause is the shortest again.
 const LASTING: Duration = Duration::from_secs(10);
 
@@ -53,7 +56,30 @@ pub(super) enum SourceError {
     #[error("does not speak QMP: {0}")]
     Qmp(String),
     #[error("does not pass on QEMU's events (--libvirt-read-only does without)")]
-    Monitors(#[from] libvirt_rpc::Error),
+    Monitors(#[source] libvirt_rpc::Error),
+    #[error(
+        "none of {} is there (--libvirt-uri 'qemu+unix:///system?socket=PATH' names another)",
+        list(.0)
+    )]
+    NoSocket(Vec<PathBuf>),
+}
+
+impl From<libvirt_rpc::Error> for SourceError {
+    fn from(error: libvirt_rpc::Error) -> Self {
+        match error {
+            libvirt_rpc::Error::Io(error) => Self::Io(error),
+            libvirt_rpc::Error::Closed => Self::Ended(error.to_string()),
+            _ => Self::Monitors(error),
+        }
+    }
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    let paths: Vec<_> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    paths.join(", ")
 }
 
 impl SourceError {
@@ -98,9 +124,9 @@ pub(super) enum Counted {
 /// What outlasts a connection.
 #[derive(Debug, Default)]
 pub(super) struct State {
-    domains: Domains,
-    /// The first that was named.
-    only: Option<String>,
+    pub(super) domains: Domains,
+    /// The first that was named, by whichever feed of the daemon.
+    pub(super) only: Arc<OnceLock<String>>,
 }
 
 /// Counts a connection for as long as it is one.
@@ -132,6 +158,10 @@ impl Follower {
                 Err(SourceError::Gone) => {
                     tracing::info!(hypervisor = name, "gone");
                     return;
+                }
+                Err(error @ SourceError::Monitors(_)) => {
+                    tracing::warn!(hypervisor = name, error = cause(&error), "cannot be heard");
+                    sleep(REFUSED).await;
                 }
                 Err(error) if warned => tracing::debug!(hypervisor = name, error = cause(&error)),
                 Err(error) => {
@@ -168,7 +198,7 @@ impl Follower {
             seen,
         } = happened;
         if self.believed == Domain::First {
-            let only = self.state.only.get_or_insert_with(|| domain.clone());
+            let only = self.state.only.get_or_init(|| domain.clone());
             if *only != domain {
                 self.counts.disbelieved.fetch_add(1, Relaxed);
                 tracing::debug!(hypervisor = self.name, domain, only, "not its guest");

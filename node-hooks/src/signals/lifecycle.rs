@@ -23,7 +23,7 @@ pub(super) struct Happened {
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// It waits for a guest that comes from elsewhere.
+    /// It waits for a guest that comes from elsewhere, or begins to be copied: whatever was before is over.
     Incoming,
     /// The guest stands still.
     Suspended {

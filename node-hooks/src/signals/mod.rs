@@ -95,7 +95,7 @@ pub struct Config {
 pub struct Counts {
     /// Hypervisors that are being listened to now.
     pub connected: AtomicU64,
-    /// Of them those that pass on the events of QEMU's monitors.
+    /// Libvirt daemons that pass on the events of QEMU's monitors.
     pub monitors: AtomicU64,
     /// Connections made.
     pub connections: AtomicU64,

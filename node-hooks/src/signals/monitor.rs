@@ -5,8 +5,9 @@
 //! it, and with QEMU's own stamp. So here a pause is heard of first, and the lifecycle event confirms it.
 //!
 //! STOP does not say why the guest stands still. While a migration is under way, which events MIGRATION tell, it is to be
-//! the migration; one whose beginning was not heard is left to the lifecycle events. A guest that a person pauses in the
-//! middle of a migration is told as paused too; when it goes on it is told as running here.
+//! the migration; one whose beginning was not heard, and one in which something else may have stopped the guest, is left
+//! to the lifecycle events. A guest that a person pauses in the middle of a migration is told as paused too; when it goes
+//! on it is told as running here, and for the rest of this migration libvirt's and KubeVirt's word counts.
 //!
 //! libvirt wants a connection that may write for these events. Nothing else is called on it.
 
@@ -19,8 +20,9 @@ use libvirt_rpc::{Connection as Rpc, Event, Happening};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::ear::Pace;
 use crate::time::Nanos;
 
 use super::follow::{Connection, Hypervisor, SourceError};
@@ -31,7 +33,7 @@ use super::virsh::Daemon;
 /// A daemon that has just been started with its launcher may be slow; one that is stopped never answers.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// The events that are of use here.
-const EVENTS: &str = "^(STOP|RESUME|MIGRATION)$";
+const EVENTS: &str = "^(STOP|RESUME|MIGRATION|SHUTDOWN|BLOCK_IO_ERROR|WATCHDOG|GUEST_PANICKED)$";
 /// Where the host's own daemon has its socket, the one for QEMU alone and the one for all drivers (`libvirtd(8)`).
 const SYSTEM: [&str; 2] = ["/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock"];
 
@@ -58,9 +60,11 @@ enum Sockets {
 pub(super) struct Passed<S> {
     rpc: Rpc<S>,
     guests: Guests,
+    /// Of a launcher's daemon, which may have been taken over: all that is heard passes one thread.
+    pace: Option<Pace>,
 }
 
-/// How the migrations of its guests stand, as MIGRATION said last.
+/// How the migrations of its guests stand, as MIGRATION said last: those that are under way, or came to a good end.
 #[derive(Debug, Default)]
 struct Guests(BTreeMap<String, Status>);
 
@@ -91,11 +95,14 @@ impl Hypervisor for Monitors {
 
     async fn connect(&self) -> Result<Self::Connection, SourceError> {
         let connecting = async {
-            let stream = match &self.0.sockets {
-                Sockets::Found(socket) => socket.connect().await.map_err(SourceError::reaching)?,
-                Sockets::Known(paths) => first(paths).await?,
+            let (stream, pace) = match &self.0.sockets {
+                Sockets::Found(socket) => {
+                    let stream = socket.connect().await.map_err(SourceError::reaching)?;
+                    (stream, Some(Pace::new(Instant::now())))
+                }
+                Sockets::Known(paths) => (first(paths).await?, None),
             };
-            Passed::over(stream, &self.0.uri).await
+            Passed::over(stream, &self.0.uri, pace).await
         };
         let connected = timeout(DEADLINE, connecting).await;
         connected.map_err(|_late| SourceError::Deadline(DEADLINE))?
@@ -122,27 +129,31 @@ fn local(uri: &str) -> Option<Door> {
 }
 
 async fn first(paths: &[PathBuf]) -> Result<UnixStream, SourceError> {
-    let mut failed = io::Error::from(io::ErrorKind::NotFound);
+    let mut failed = None;
     for path in paths {
         match UnixStream::connect(path).await {
             Ok(stream) => return Ok(stream),
             // What is said is why the last of those that are there cannot be reached.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => failed = error,
+            Err(error) => failed = Some(error),
         }
     }
-    Err(SourceError::Io(failed))
+    Err(match failed {
+        Some(error) => SourceError::Io(error),
+        None => SourceError::NoSocket(paths.to_vec()),
+    })
 }
 
 // === impl Passed ===
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Passed<S> {
-    async fn over(stream: S, uri: &str) -> Result<Self, SourceError> {
+    async fn over(stream: S, uri: &str, pace: Option<Pace>) -> Result<Self, SourceError> {
         let mut rpc = Rpc::over(stream, uri).await?;
         rpc.hear_monitors(EVENTS).await?;
         Ok(Self {
             rpc,
             guests: Guests::default(),
+            pace,
         })
     }
 }
@@ -150,7 +161,13 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Passed<S> {
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection for Passed<S> {
     async fn next(&mut self) -> Result<Happened, SourceError> {
         loop {
+            if let Some(pace) = &self.pace {
+                sleep_until(pace.pause()).await;
+            }
             let Event { domain, what } = self.rpc.event().await?;
+            if let Some(pace) = &mut self.pace {
+                pace.take(Instant::now());
+            }
             let seen = Nanos::now();
             let Happening::Monitor {
                 name,
@@ -184,22 +201,39 @@ impl Guests {
             "STOP" => (self.0.get(domain) == Some(&Status::UnderWay))
                 .then_some(Change::Suspended { migrating: true }),
             "RESUME" => {
-                let status = self.0.remove(domain);
-                Some(Change::Resumed {
-                    migrated: matches!(status, Some(Status::UnderWay | Status::Completed)),
-                })
+                let migrated = self.0.remove(domain).is_some();
+                Some(Change::Resumed { migrated })
             }
             "MIGRATION" => {
                 let status = serde_json::from_str::<Migration<'_>>(data?).ok()?.status;
-                if self.0.len() < MOST || self.0.contains_key(domain) {
-                    self.0.insert(domain.to_owned(), status.into());
-                }
+                self.stands(domain, status.into())
+            }
+            // What stops a guest that migrates as well as one that does not, or may.
+            _ => {
+                self.0.remove(domain);
                 None
             }
-            _ => None,
         }
+    }
+
+    fn stands(&mut self, domain: &str, status: Status) -> Option<Change> {
+        let before = self.0.get(domain).copied();
+        if status == Status::Other {
+            self.0.remove(domain);
+            return None;
+        }
+        if before.is_none() && self.0.len() >= MOST {
+            // Those that have left are of no use any more.
+            self.0.retain(|_, status| *status == Status::UnderWay);
+        }
+        if before.is_some() || self.0.len() < MOST {
+            self.0.insert(domain.to_owned(), status);
+        }
+        // What was before is over.
+        let begins = status == Status::UnderWay && before != Some(Status::UnderWay);
+        begins.then_some(Change::Incoming)
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,7 +1,7 @@
 //! Which hypervisors there are to listen to.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
@@ -10,6 +10,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::follow::{Counted, Domain, Follower, State};
+use super::lifecycle::Domains;
 use super::monitor::Monitors;
 use super::qmp::Qmp;
 use super::sockets::{SocketFile, SocketId, find};
@@ -43,6 +44,8 @@ struct Watch {
     events: mpsc::Sender<LifecycleEvent>,
     starting: Arc<Semaphore>,
     followers: Followers,
+    /// The guest that each launcher's daemon is believed of: of both its feeds the same.
+    guests: HashMap<SocketId, Arc<OnceLock<String>>>,
 }
 
 /// One task for each hypervisor; ended when this is dropped.
@@ -64,6 +67,7 @@ pub async fn watch(config: Config, events: mpsc::Sender<LifecycleEvent>, stop: C
         events,
         starting: Arc::new(Semaphore::new(STARTING)),
         followers: Followers::default(),
+        guests: HashMap::new(),
     };
     tokio::select! {
         () = stop.cancelled() => {}
@@ -96,11 +100,22 @@ impl Watch {
             let id = socket.id;
             self.follow_libvirt(|feed| Key::Libvirt(id, feed), &Daemon::Socket(socket));
         }
+        let followers = &self.followers;
+        let feeds = [Feed::Lifecycle, Feed::Monitors];
+        let followed = |id| {
+            feeds
+                .into_iter()
+                .any(|feed| followers.has(&Key::Libvirt(id, feed)))
+        };
+        self.guests.retain(|id, _| followed(*id));
         for socket in found(&self.config.qmp).await {
             let key = Key::Qmp(socket.id);
             if self.followers.lacks(&key) {
                 let name = socket.to_string();
-                let follower = self.follower(name, Origin::Qmp, Counted::Hypervisor, Domain::First);
+                let follower = Follower {
+                    believed: Domain::First,
+                    ..self.follower(name, Origin::Qmp, Counted::Hypervisor)
+                };
                 let monitor = Qmp {
                     socket,
                     counts: self.config.counts.clone(),
@@ -112,14 +127,24 @@ impl Watch {
 
     /// Listens to a daemon, where that is not done already.
     fn follow_libvirt(&mut self, key: impl Fn(Feed) -> Key, daemon: &Daemon) {
-        let (name, believed) = match daemon {
-            Daemon::Uri(uri) => (uri.clone(), Domain::Any),
-            Daemon::Socket(socket) => (socket.to_string(), Domain::First),
+        let (name, believed, guest) = match daemon {
+            Daemon::Uri(uri) => (uri.clone(), Domain::Any, Arc::default()),
+            Daemon::Socket(socket) => {
+                let guest = self.guests.entry(socket.id).or_default().clone();
+                (socket.to_string(), Domain::First, guest)
+            }
+        };
+        let state = || State {
+            domains: Domains::default(),
+            only: guest.clone(),
         };
         let lifecycle = key(Feed::Lifecycle);
         if self.followers.lacks(&lifecycle) {
-            let name = name.clone();
-            let follower = self.follower(name, Origin::Libvirt, Counted::Hypervisor, believed);
+            let follower = Follower {
+                believed,
+                state: state(),
+                ..self.follower(name.clone(), Origin::Libvirt, Counted::Hypervisor)
+            };
             let virsh = Virsh {
                 program: self.config.virsh.clone(),
                 daemon: daemon.clone(),
@@ -129,28 +154,35 @@ impl Watch {
             self.followers.spawn(lifecycle, follower.follow(virsh));
         }
         let monitors = key(Feed::Monitors);
-        if !self.config.read_only
-            && self.followers.lacks(&monitors)
-            && let Some(behind) = Monitors::behind(daemon)
-        {
-            let name = format!("QEMU behind {name}");
-            let follower = self.follower(name, Origin::Qmp, Counted::Monitors, believed);
-            self.followers.spawn(monitors, follower.follow(behind));
+        if self.config.read_only || !self.followers.lacks(&monitors) {
+            return;
         }
+        let Some(behind) = Monitors::behind(daemon) else {
+            tracing::info!(
+                hypervisor = name,
+                "QEMU's events are not heard: no plain socket of this host's; pauses are heard of later"
+            );
+            return;
+        };
+        let follower = Follower {
+            believed,
+            state: state(),
+            ..self.follower(
+                format!("QEMU behind {name}"),
+                Origin::Qmp,
+                Counted::Monitors,
+            )
+        };
+        self.followers.spawn(monitors, follower.follow(behind));
     }
 
-    fn follower(
-        &self,
-        name: String,
-        origin: Origin,
-        counted: Counted,
-        believed: Domain,
-    ) -> Follower {
+    /// One that believes all that it is told.
+    fn follower(&self, name: String, origin: Origin, counted: Counted) -> Follower {
         Follower {
             name,
             origin,
             counted,
-            believed,
+            believed: Domain::Any,
             counts: self.config.counts.clone(),
             events: self.events.clone(),
             state: State::default(),
@@ -179,7 +211,11 @@ impl Followers {
 
     /// Whether there is none for this, and room for one.
     fn lacks(&self, key: &Key) -> bool {
-        self.running.len() < MOST && !self.running.contains(key)
+        self.running.len() < MOST && !self.has(key)
+    }
+
+    fn has(&self, key: &Key) -> bool {
+        self.running.contains(key)
     }
 }
 

@@ -74,11 +74,6 @@ impl HostProcess {
     fn starts_guests(&self) -> bool {
         self.comm == "libvirtd"
     }
-
-    /// It says later what others have said at once.
-    fn confirms(&self) -> bool {
-        self.comm == "virsh"
-    }
 }
 
 impl Host {
@@ -265,8 +260,6 @@ impl Host {
             process.id.prefer();
             if process.starts_guests() {
                 process.id.hasten_alone(Prompt::Serves);
-            } else if process.confirms() {
-                process.id.restrain();
             } else if !process.is_guest() {
                 process.id.hasten(Prompt::Serves);
             }

@@ -68,13 +68,6 @@ impl ProcessId {
         }
     }
 
-    /// Has the process wait for what serves, whatever it inherited.
-    pub(crate) fn restrain(self) {
-        for thread in self.threads() {
-            set(thread, Prompt::Reconciles, libc::SCHED_RR);
-        }
-    }
-
     /// As [`hasten`](Self::hasten), the threads of this name only.
     pub(crate) fn hasten_threads(self, name: &str, prompt: Prompt) {
         for thread in self.threads() {
@@ -138,17 +131,10 @@ fn hasten(thread: i32, prompt: Prompt, policy: libc::c_int) {
     // SAFETY: `parameters` outlives the call, which only writes to it.
     let known = unsafe { libc::sched_getparam(thread, &raw mut parameters) } == 0;
     if known && parameters.sched_priority <= prompt as libc::c_int {
-        set(thread, prompt, policy);
+        parameters.sched_priority = prompt as libc::c_int;
+        // SAFETY: `parameters` outlives the call, which only reads it.
+        _ = unsafe { libc::sched_setscheduler(thread, policy, &raw const parameters) };
     }
-}
-
-/// Best effort, likewise.
-fn set(thread: i32, prompt: Prompt, policy: libc::c_int) {
-    let parameters = libc::sched_param {
-        sched_priority: prompt as libc::c_int,
-    };
-    // SAFETY: `parameters` outlives the call, which only reads it.
-    _ = unsafe { libc::sched_setscheduler(thread, policy, &raw const parameters) };
 }
 
 impl fmt::Display for ProcessId {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -158,6 +159,8 @@ async fn launchers_are_found_as_they_come_and_let_go_as_they_leave() {
 async fn a_daemon_that_is_always_there_is_listened_to_again_when_virsh_ends() {
     let mut node = Node::new();
     node.config.connect_uris = vec!["qemu:///system".to_owned()];
+    // What is behind that socket on this machine is none of a test's business.
+    node.config.read_only = true;
     let place = node.directory.path().to_owned();
     write_event(&place, "default_a", "Suspended Migrated");
     let mut watching = node.watch();
@@ -191,4 +194,82 @@ async fn it_ends_when_nobody_listens_and_leaves_no_child() {
         .expect("in time")
         .unwrap();
     gone(&place).await;
+}
+
+/// A daemon that accepts whatever it is called for, and then says this of its guest's monitor.
+async fn pass_on(listener: UnixListener, said: Vec<Vec<u8>>) {
+    use crate::signals::monitor::tests::reply;
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+    let (mut stream, _) = listener.accept().await.unwrap();
+    for message in [vec![reply(1), reply(2)], said].concat() {
+        stream.write_all(&message).await.unwrap();
+    }
+    // As long as it is listened to.
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_libvirt_passes_on_comes_beside_what_it_says_and_of_one_guest() {
+    use crate::signals::monitor::tests::event;
+    let node = Node::new();
+    let (_place, listener) = node.launcher("a", "default_web", "Resumed Migrated");
+    let active = event("MIGRATION", Some(r#"{"status":"active"}"#));
+    let daemon = tokio::spawn(pass_on(listener, vec![active, event("STOP", None)]));
+    let mut watching = node.watch();
+    let mut heard = Vec::new();
+    for _ in 0..2 {
+        let event = timeout(PATIENCE, watching.events.recv())
+            .await
+            .unwrap()
+            .unwrap();
+        heard.push((event.origin, event.sign));
+    }
+    heard.sort_by_key(|(origin, _)| *origin == Origin::Qmp);
+    let expected = [
+        (Origin::Libvirt, Sign::Resumed),
+        (Origin::Qmp, Sign::Paused),
+    ];
+    assert_eq!(heard, expected);
+    assert_eq!(node.config.counts.connected.load(Relaxed), 1);
+    assert_eq!(node.config.counts.monitors.load(Relaxed), 1);
+    watching.stop().await;
+    timeout(PATIENCE, daemon)
+        .await
+        .expect("it is let go")
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_launcher_does_not_speak_of_one_guest_here_and_of_another_there() {
+    use crate::signals::monitor::tests::event;
+    let node = Node::new();
+    let (_place, listener) = node.launcher("a", "default_db", "Resumed Migrated");
+    let active = event("MIGRATION", Some(r#"{"status":"active"}"#));
+    let _daemon = tokio::spawn(pass_on(listener, vec![active, event("STOP", None)]));
+    let mut watching = node.watch();
+    watching.next().await;
+    let counts = node.config.counts.clone();
+    let disbelieved = async {
+        while counts.disbelieved.load(Relaxed) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, disbelieved)
+        .await
+        .expect("one is not believed");
+    watching.stop().await;
+}
+
+#[tokio::test]
+async fn read_only_nothing_else_is_connected_to() {
+    let mut node = Node::new();
+    node.config.read_only = true;
+    let (_place, listener) = node.launcher("a", "default_web", "Suspended Migrated");
+    let mut watching = node.watch();
+    assert_eq!(watching.next().await.1, Sign::Paused);
+    watching.stop().await;
+    listener.set_nonblocking(true).unwrap();
+    let error = listener.accept().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
 }
