@@ -102,12 +102,12 @@ impl Watch {
         }
         let followers = &self.followers;
         let feeds = [Feed::Lifecycle, Feed::Monitors];
-        let followed = |id| {
+        let is_there = |id| {
             feeds
                 .into_iter()
                 .any(|feed| followers.has(&Key::Libvirt(id, feed)))
         };
-        self.guests.retain(|id, _| followed(*id));
+        self.guests.retain(|id, _| is_there(*id));
         for socket in found(&self.config.qmp).await {
             let key = Key::Qmp(socket.id);
             if self.followers.lacks(&key) {
