@@ -19,8 +19,9 @@ use super::{Counts, LifecycleEvent, Origin};
 const SHORTEST: Duration = Duration::from_millis(100);
 /// The longest: a migration takes seconds to begin, and one that begins meanwhile goes without the acceleration.
 const LONGEST: Duration = Duration::from_secs(5);
-/// The pause after a daemon said no: it changes its mind with its configuration, and notes each refusal in its log.
-const REFUSED: Duration = Duration::from_mins(10);
+/// The pause after a daemon said no: it notes each refusal in its log, and seldom changes its mind. Some do once they
+/// have started.
+const REFUSED: Duration = Duration::from_mins(1);
 /// A connection that lasts so long has worked: the next pause is the shortest again.
 const LASTING: Duration = Duration::from_secs(10);
 
@@ -159,14 +160,17 @@ impl Follower {
                     tracing::info!(hypervisor = name, "gone");
                     return;
                 }
-                Err(error @ SourceError::Monitors(_)) => {
-                    tracing::warn!(hypervisor = name, error = cause(&error), "cannot be heard");
-                    sleep(REFUSED).await;
-                }
-                Err(error) if warned => tracing::debug!(hypervisor = name, error = cause(&error)),
                 Err(error) => {
-                    tracing::warn!(hypervisor = name, error = cause(&error), "cannot be heard");
-                    warned = true;
+                    if warned {
+                        tracing::debug!(hypervisor = name, error = cause(&error));
+                    } else {
+                        tracing::warn!(hypervisor = name, error = cause(&error), "cannot be heard");
+                        warned = true;
+                    }
+                    if matches!(error, SourceError::Monitors(_)) {
+                        sleep(REFUSED).await;
+                        continue;
+                    }
                 }
             }
             sleep(delays.next().unwrap_or(LONGEST)).await;

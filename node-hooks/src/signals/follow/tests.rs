@@ -22,6 +22,8 @@ struct Scripted {
 
 enum Attempt {
     Refused,
+    /// By a daemon that has no monitors' events for this client.
+    Denied,
     /// After what is told, it lasts for so long, and ends.
     Connected(VecDeque<Happened>, Duration),
 }
@@ -35,6 +37,10 @@ impl Hypervisor for Scripted {
         self.times.lock().unwrap().push(Instant::now());
         match self.attempts.lock().unwrap().pop_front() {
             None => Err(SourceError::Gone),
+            Some(Attempt::Denied) => Err(SourceError::Monitors(libvirt_rpc::Error::Refused {
+                code: 29,
+                text: "read only".to_owned(),
+            })),
             Some(Attempt::Refused) => Err(SourceError::Ended("refused".to_owned())),
             Some(Attempt::Connected(told, lasts)) => Ok(Telling(told, lasts)),
         }
@@ -192,4 +198,22 @@ async fn it_ends_when_nobody_listens() {
     let ended = timeout(Duration::from_mins(1), following.task).await;
     ended.expect("it goes on").unwrap();
     assert_eq!(following.times.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_says_no_is_asked_again_once_a_minute() {
+    let told = [happened("a", PAUSED)];
+    let attempts = [
+        Attempt::Denied,
+        Attempt::Denied,
+        connected(told, Duration::ZERO),
+    ];
+    let following = follow(Domain::Any, attempts);
+    let times = following.times.clone();
+    assert_eq!(following.signs().await, [("a".to_owned(), Sign::Paused)]);
+    let times = times.lock().unwrap();
+    let waited = |earlier: usize| times[earlier + 1].duration_since(times[earlier]);
+    for wait in [waited(0), waited(1)] {
+        assert!(REFUSED <= wait && wait < REFUSED + SHORTEST, "{wait:?}");
+    }
 }
