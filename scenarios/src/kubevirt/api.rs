@@ -335,7 +335,8 @@ impl VirtualMachineInstance {
         self.status.as_ref()?.node_name.as_deref()
     }
 
-    pub(super) fn migration_state(&self) -> Option<&MigrationState> {
+    /// The state of its latest migration.
+    pub fn migration_state(&self) -> Option<&MigrationState> {
         self.status.as_ref()?.migration_state.as_ref()
     }
 
@@ -375,7 +376,8 @@ impl VirtualMachineInstanceMigration {
         migration
     }
 
-    pub(super) fn phase(&self) -> Option<VmimPhase> {
+    /// How far it is; none before anybody has looked at it.
+    pub fn phase(&self) -> Option<VmimPhase> {
         self.status.as_ref().and_then(|status| status.phase)
     }
 

@@ -1,6 +1,7 @@
 //! What is done to agents in a migration, and what they count.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use tokio::sync::Mutex;
@@ -9,7 +10,7 @@ use tokio::task::JoinSet;
 use crate::cluster::{Agents, Hook};
 use crate::report::{Check, EarlyOpening, Migration};
 use crate::scenario::{self, AgentFault, AgentFaultKind, FailureStrategy, Forgeries, OnTimeout};
-use crate::scenario::{Migrate, OpenedBy, Strategy};
+use crate::scenario::{Migrate, Moment, OpenedBy, Strategy};
 
 use super::Bench;
 use super::checks::Checks;
@@ -56,14 +57,18 @@ pub(super) fn disturb(
         let (fault, moments) = (fault.clone(), moments.clone());
         disturbances.spawn(async move {
             let done = suffer(&agents, &fault, &moments).await;
-            done.with_context(|| format!("{:?} the agent of {}", fault.what, fault.node))?;
-            Ok(Vec::new())
+            done.with_context(|| format!("{:?} the agent of {}", fault.what, fault.node))
         });
     }
     Ok(())
 }
 
-async fn suffer(agents: &Mutex<Agents>, fault: &AgentFault, moments: &Moments) -> Result<()> {
+/// Returns whether it was done where it should be.
+async fn suffer(
+    agents: &Mutex<Agents>,
+    fault: &AgentFault,
+    moments: &Moments,
+) -> Result<Vec<Check>> {
     let node = fault.node.as_str();
     if let Some(at) = fault.at {
         moments.wait(at).await;
@@ -75,13 +80,31 @@ async fn suffer(agents: &Mutex<Agents>, fault: &AgentFault, moments: &Moments) -
         // Since before the migration.
         AgentFaultKind::Absent => {}
     }
+    let done = SystemTime::now();
     moments.wait(fault.again_at).await;
-    let mut agents = agents.lock().await;
-    match fault.what {
-        AgentFaultKind::Kill | AgentFaultKind::Absent => agents.start(node).await,
-        AgentFaultKind::Freeze => agents.thaw(node),
-        AgentFaultKind::Cut => agents.mend(node).await,
+    {
+        let mut agents = agents.lock().await;
+        match fault.what {
+            AgentFaultKind::Kill | AgentFaultKind::Absent => agents.start(node).await?,
+            AgentFaultKind::Freeze => agents.thaw(node)?,
+            AgentFaultKind::Cut => agents.mend(node).await?,
+        }
     }
+    Ok(in_time(fault, done, moments.at(Moment::Paused)))
+}
+
+/// What is to be done before the guest pauses was done by then: later it shows nothing.
+fn in_time(fault: &AgentFault, done: SystemTime, paused: Option<SystemTime>) -> Vec<Check> {
+    let mut checks = Checks::default();
+    if fault.at.is_some_and(|at| at < Moment::Paused) {
+        let (what, node) = (fault.what, &fault.node);
+        checks.that(
+            format!("{what:?} of the agent of {node} comes before the pause"),
+            paused.is_none_or(|paused| done < paused),
+            || format!("done at {done:?}, paused at {paused:?}"),
+        );
+    }
+    checks.0
 }
 
 // === impl Counted ===
@@ -195,7 +218,31 @@ pub(super) fn total(metrics: &str, prefix: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn what_comes_after_the_pause_missed_it() {
+        let held = |at, done: u64, paused: Option<u64>| {
+            let fault = AgentFault {
+                node: "node1".to_owned(),
+                what: AgentFaultKind::Cut,
+                at,
+                again_at: Moment::Ended,
+            };
+            let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            let checks = in_time(&fault, time(done), paused.map(time));
+            checks.first().map(Check::held)
+        };
+        let copying = Some(Moment::Copying);
+        assert_eq!(held(copying, 5, Some(6)), Some(true));
+        assert_eq!(held(copying, 6, Some(6)), Some(false));
+        assert_eq!(held(copying, 6, None), Some(true));
+        // It is to come after, or there is nothing to miss.
+        assert_eq!(held(Some(Moment::Paused), 7, Some(6)), None);
+        assert_eq!(held(None, 7, Some(6)), None);
+    }
 
     #[test]
     fn counters_are_summed_over_their_labels() {

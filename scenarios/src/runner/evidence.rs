@@ -43,6 +43,10 @@ const OF_NODE: [(&str, &[&str]); 5] = [
             "ovn-appctl -t ovn-controller connection-status",
             "ovn-appctl -t ovn-controller ct-zone-list",
             "virsh --quiet list --all",
+            "for domain in $(virsh --quiet list --name); do virsh --quiet domjobinfo $domain; done",
+            "tail -n 50 /var/log/libvirt/*.log /var/log/libvirt/qemu/*.log",
+            // proc_pid_stat(5): what each thread does, and for how long it did.
+            "cat /proc/[0-9]*/task/[0-9]*/stat",
         ],
     ),
 ];

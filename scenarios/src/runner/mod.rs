@@ -16,6 +16,7 @@ mod forbidden;
 mod forging;
 mod inside;
 mod killing;
+mod late;
 mod measure;
 mod migration;
 mod moments;
