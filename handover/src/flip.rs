@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::{Chassis, Expected, GuestPlace, Observed, PortWrite, RouteKey, SignalKind, Timestamp};
+use crate::{Chassis, Expected, GuestPlace, Observed, PortWrite, RouteKey, Timestamp};
 
 /// One route of the VM's, as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,8 +82,11 @@ pub(crate) fn kept_until(observed: &Observed) -> Option<Timestamp> {
     if keep.is_zero() || !observed.routes.iter().all(is_served) {
         return None;
     }
-    let resumed = observed.signals.first(SignalKind::ResumedOnTarget);
-    let since = resumed.map(|signal| signal.at).or(observed.since.outcome);
+    let since = observed
+        .signals
+        .arrival()
+        .map(|signal| signal.at)
+        .or(observed.since.outcome);
     let until = since.unwrap_or(observed.now).after(keep);
     (until > observed.now).then_some(until)
 }

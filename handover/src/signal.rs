@@ -1,10 +1,16 @@
 //! Signs of where the guest is, from several sources, fused.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Side, Timestamp};
+
+/// How late one source on a node may tell of the pause that another has told of: libvirt does when it
+/// has written the domain's state to its disk, by when the guest may run again. What is later is
+/// another pause.
+const LATE: Duration = Duration::from_secs(1);
 
 /// What a signal says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -83,13 +89,15 @@ impl Sighting {
     /// What a sighting on this side says; `None` where it is not to be believed.
     ///
     /// Only a hypervisor knows of a pause and of what becomes of a guest afterwards: frames can be
-    /// forged by the guest, and on the source it sends them all the time. A source that runs its guest
-    /// says something only once that guest has `paused`: before, it never left.
+    /// forged by the guest, and on the source it sends them all the time. What a source says of the
+    /// guest's running or having left means something only once that guest has `paused`: before, it
+    /// is only being copied. The target may speak of a guest that nobody saw pause: there may be no
+    /// agent on its source.
     pub fn says(self, on: Side, source: SignalSource, paused: bool) -> Option<SignalKind> {
         let hypervisor = source.is_hypervisor();
         match (self, on) {
             (Self::Stopped, Side::Source) if hypervisor => Some(SignalKind::Paused),
-            (Self::Left, Side::Source) if hypervisor => Some(SignalKind::ResumedOnTarget),
+            (Self::Left, Side::Source) if hypervisor && paused => Some(SignalKind::ResumedOnTarget),
             (Self::Runs, Side::Source) if hypervisor && paused => Some(SignalKind::ResumedOnSource),
             (Self::Runs, Side::Target) if hypervisor || source.is_announcement() => {
                 Some(SignalKind::ResumedOnTarget)
@@ -110,6 +118,27 @@ pub struct Signal {
     pub at: Timestamp,
 }
 
+impl Signal {
+    /// Whether it can come true more than once: a guest whose migration goes on may be paused and
+    /// resumed, by a person for one, before it is paused to leave. Its source's hypervisor tells.
+    pub fn is_turn(&self) -> bool {
+        let turns = [SignalKind::Paused, SignalKind::ResumedOnSource];
+        turns.contains(&self.kind) && self.source.is_hypervisor()
+    }
+
+    /// Whether this pause is a later one than that from which a guest came `back`. Both are told by
+    /// agents of the source, with stamps of its clock; a source tells what it tells in order.
+    fn ends(&self, back: &Self) -> bool {
+        let told_by_agents = self.is_turn() && back.is_turn();
+        let late = if self.source == back.source {
+            Duration::ZERO
+        } else {
+            LATE
+        };
+        told_by_agents && self.kind == SignalKind::Paused && self.at > back.at.after(late)
+    }
+}
+
 /// Where the signals, taken together, say the guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GuestPlace {
@@ -127,25 +156,31 @@ pub enum GuestPlace {
 ///
 /// # Guarantees
 ///
-/// The earliest sign acts, later ones of the same kind and source change nothing: the result does
-/// not depend on how often or in which order signals are reported, only on which there are.
+/// The earliest sign acts, later ones of the same kind and source change nothing, but for
+/// [turns](Signal::is_turn), of which the latest is kept too. The result does not depend on how often
+/// or in which order signals are reported, only on which there are.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Signals(Vec<Signal>);
 
 impl Signals {
-    /// Takes note of a signal. Says whether it was news: the first of its kind from its source, or
-    /// an earlier time for it.
+    /// Takes note of a signal. Says whether it was news: the first of its kind from its source, an
+    /// earlier time for it, or, of a turn, a later one.
     pub fn note(&mut self, signal: Signal) -> bool {
-        let known = self
-            .0
-            .iter_mut()
-            .find(|known| (known.kind, known.source) == (signal.kind, signal.source));
-        match known {
-            Some(known) if known.at <= signal.at => return false,
-            Some(known) => known.at = signal.at,
-            None => self.0.push(signal),
+        let is_same = |known: &Signal| (known.kind, known.source) == (signal.kind, signal.source);
+        let times = self.0.iter().filter(|known| is_same(known));
+        let times: Vec<_> = times.map(|known| known.at).collect();
+        if let (Some(first), Some(last)) = (times.iter().min(), times.iter().max()) {
+            let is_later = signal.is_turn() && *last < signal.at;
+            if *first <= signal.at && !is_later {
+                return false;
+            }
+            // The first stays, where it is one; so does the last of a turn.
+            let outer = if is_later { first } else { last };
+            let stays = |known: &Signal| signal.is_turn() && known.at == *outer;
+            self.0.retain(|known| !is_same(known) || stays(known));
         }
+        self.0.push(signal);
         self.0
             .sort_by_key(|signal| (signal.at, signal.kind, signal.source));
         true
@@ -166,40 +201,64 @@ impl Signals {
     /// A guest that runs on the source again wins over signs of the target: QEMU announces the target
     /// before the source has let go, and libvirt resumes the source only once the target is dead. Only
     /// KubeVirt's word of the target outweighs an agent's of the source: an agent can be wrong, and
-    /// KubeVirt has that word from a domain that runs.
+    /// KubeVirt has that word from a domain that runs. And only an agent's word of a later pause ends
+    /// what an agent said of the source before.
     pub fn guest(&self) -> GuestPlace {
-        let seen = |kind| self.first(kind).is_some();
         if self.is_back() {
             GuestPlace::BackOnSource
-        } else if seen(SignalKind::ResumedOnTarget) {
+        } else if self.arrival().is_some() {
             GuestPlace::Target
-        } else if seen(SignalKind::Paused) {
+        } else if self.first(SignalKind::Paused).is_some() {
             GuestPlace::InTransit
         } else {
             GuestPlace::Source
         }
     }
 
+    /// The earliest sign that the guest runs on the target, of those that were not refuted: after what
+    /// anybody but KubeVirt says of the target, the guest can have run on the source again, and paused
+    /// again.
+    ///
+    /// This compares clocks of two nodes. Where the target's is so far behind that its word seems to be
+    /// from before, KubeVirt's is waited for.
+    pub fn arrival(&self) -> Option<&Signal> {
+        let backs = self.of(SignalKind::ResumedOnSource);
+        let refuted = backs.filter(|back| self.is_over(back)).map(|back| back.at);
+        let refuted = refuted.max();
+        let counts = |signal: &&Signal| {
+            signal.source.is_kubevirt() || refuted.is_none_or(|until| until < signal.at)
+        };
+        self.of(SignalKind::ResumedOnTarget).find(counts)
+    }
+
     /// Whether nobody but an agent says that the guest runs on the source again.
     pub fn is_back_by_agents_alone(&self) -> bool {
-        let mut back = self.of(SignalKind::ResumedOnSource).peekable();
-        back.peek().is_some() && back.all(SignalSource::is_hypervisor)
+        let mut back = self.back().peekable();
+        back.peek().is_some() && back.all(|signal| signal.source.is_hypervisor())
     }
 
     fn is_back(&self) -> bool {
         if self.is_back_by_agents_alone() {
-            !self
-                .of(SignalKind::ResumedOnTarget)
-                .any(SignalSource::is_kubevirt)
+            let mut arrivals = self.of(SignalKind::ResumedOnTarget);
+            !arrivals.any(|signal| signal.source.is_kubevirt())
         } else {
-            self.first(SignalKind::ResumedOnSource).is_some()
+            self.back().next().is_some()
         }
     }
 
-    /// Who says this.
-    fn of(&self, kind: SignalKind) -> impl Iterator<Item = SignalSource> {
-        let of_kind = self.iter().filter(move |signal| signal.kind == kind);
-        of_kind.map(|signal| signal.source)
+    /// Who says that the guest runs on the source again, as far as no later pause ended that.
+    fn back(&self) -> impl Iterator<Item = &Signal> {
+        let backs = self.of(SignalKind::ResumedOnSource);
+        backs.filter(|back| !self.is_over(back))
+    }
+
+    /// Whether the guest paused again after it had come `back`.
+    fn is_over(&self, back: &Signal) -> bool {
+        self.iter().any(|signal| signal.ends(back))
+    }
+
+    fn of(&self, kind: SignalKind) -> impl Iterator<Item = &Signal> {
+        self.iter().filter(move |signal| signal.kind == kind)
     }
 }
 

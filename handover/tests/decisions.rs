@@ -227,7 +227,8 @@ fn a_sighting_is_believed_of_whoever_can_know() {
             let says = |what: Sighting, on| what.says(on, source, paused);
             assert_eq!(says(Stopped, Side::Source), Some(Paused));
             assert_eq!(says(Stopped, Side::Target), None);
-            assert_eq!(says(Left, Side::Source), Some(ResumedOnTarget));
+            let left = paused.then_some(ResumedOnTarget);
+            assert_eq!(says(Left, Side::Source), left);
             assert_eq!(says(Left, Side::Target), None);
             assert_eq!(says(Runs, Side::Target), Some(ResumedOnTarget));
             let back = paused.then_some(ResumedOnSource);

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use handover::{
-    Binding, FlipPolicy, FlipTiming, Observed, Outcome, Phase, Route, RouteKey, Side, SignalKind,
-    Step, Waiting, decide,
+    Binding, FlipPolicy, FlipTiming, Observed, Outcome, Phase, Route, RouteKey, Side, Signal,
+    SignalKind, SignalSource, Step, Waiting, decide,
 };
 use single::{START, apply, armed, at_barrier, observed, port, signal};
 
@@ -228,4 +228,29 @@ fn a_controller_that_was_away_for_a_whole_migration_flips_without_a_mark() {
     let decision = decide(&world);
     assert_eq!(apply(&mut world, &decision), Step::Flip);
     assert_eq!(decide(&world).phase, Phase::Succeeded);
+}
+
+#[test]
+fn egress_is_kept_from_the_arrival_on_that_was_not_refuted() {
+    use SignalKind::{Paused, ResumedOnSource, ResumedOnTarget};
+    use SignalSource::{Activation, Libvirt, Qmp};
+    let after = |seconds| START.after(Duration::from_secs(seconds));
+    let told = [
+        (Paused, Qmp, 0),
+        (ResumedOnTarget, Activation, 1),
+        (ResumedOnSource, Qmp, 2),
+        (Paused, Libvirt, 600),
+        (ResumedOnTarget, Qmp, 601),
+    ];
+    let told = told.map(|(kind, source, seconds)| Signal {
+        kind,
+        source,
+        at: after(seconds),
+    });
+    let mut world = keeping(at_barrier());
+    world.signals = told.into_iter().collect();
+    world.now = after(602);
+    let decision = decide(&world);
+    let until = after(601).after(KEEP);
+    assert_eq!((decision.write, decision.wake_at), (None, Some(until)));
 }

@@ -5,9 +5,13 @@ use node_hooks_api::agent as wire;
 use node_hooks_api::agent::to_agent::Message;
 
 use super::board::{CLOCK_ERROR, Learned, Order, Standing, Taken};
-use super::opening::{Opening, Pause};
+use super::opening::{Opening, Pause, is_news};
 use super::time::Nanos;
 use crate::api::{OpeningResult, SignalSeen};
+
+/// How many further pauses of one guest are taken in. A person makes a few; an agent that makes up more does not have the
+/// record written without end.
+const MOST_TURNS: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Armed {
@@ -16,6 +20,8 @@ pub(super) struct Armed {
     pub(super) told: Ends<Option<wire::Arm>>,
     pause: Option<Pause>,
     signals: Vec<AgentSignal>,
+    /// How many pauses were told after the first one of a source.
+    turns: usize,
     pub(super) opening: Option<Opening>,
     /// By the position of the port.
     frames: Vec<Frames>,
@@ -52,6 +58,7 @@ impl Armed {
             told: Ends::default(),
             pause: None,
             signals: Vec::new(),
+            turns: 0,
             opening: None,
             frames: Vec::new(),
         }
@@ -119,10 +126,10 @@ impl Armed {
         });
     }
 
-    /// Has the target opened, where the guest paused while all was ready, and has not been heard of
-    /// since.
+    /// Has the target opened, where the guest has just paused while all was ready, and has not been
+    /// heard of since.
     pub(super) fn open(&mut self, commands: &mut u64, orders: &mut Vec<Order>) {
-        let Some(pause) = self.pause.filter(|pause| pause.prepared) else {
+        let Some(pause) = self.pause.filter(|pause| pause.opens) else {
             return;
         };
         let heard_of = |kind| self.signals.iter().any(|signal| signal.kind == kind);
@@ -184,13 +191,17 @@ impl Armed {
         if kind == SignalKind::ResumedOnSource && self.pause.is_some_and(is_old) {
             return Taken::Refused;
         }
-        let is_known = |known: &AgentSignal| {
-            (known.kind, known.source) == (kind, source) && known.node == *node
+        let stamped = stamp.is_within(CLOCK_ERROR, now);
+        let told = AgentSignal {
+            kind,
+            source,
+            node: node.clone(),
+            at: if stamped { stamp } else { now },
+            stamped,
         };
-        if self.signals.iter().any(is_known) {
+        if self.signals.iter().any(|known| known.is_same(&told)) && !self.take_turn(&told) {
             return Taken::Known;
         }
-        let stamped = stamp.is_within(CLOCK_ERROR, now);
         if kind == SignalKind::Paused && self.pause.is_none() {
             let believed = |at: Nanos| {
                 if at.is_within(CLOCK_ERROR, now) {
@@ -203,17 +214,44 @@ impl Armed {
                 at: believed(stamp),
                 seen: believed(seen),
                 heard: now,
-                prepared: self.standing.prepared,
+                opens: self.standing.prepared && is_news(stamp, now),
             });
         }
-        self.signals.push(AgentSignal {
-            kind,
-            source,
-            node: node.clone(),
-            at: if stamped { stamp } else { now },
-            stamped,
-        });
+        self.signals.push(told);
         Taken::New
+    }
+
+    /// Whether this is told again because it happened again: the guest had turned since this source told of it last, by
+    /// the stamps of its node. Then it takes the place of what was told last; the first stays.
+    fn take_turn(&mut self, told: &AgentSignal) -> bool {
+        let turned = match told.kind {
+            SignalKind::Paused => SignalKind::ResumedOnSource,
+            SignalKind::ResumedOnSource => SignalKind::Paused,
+            SignalKind::ResumedOnTarget => return false,
+        };
+        let stamped = || self.signals.iter().filter(|known| known.stamped);
+        let same = stamped().filter(|known| known.is_same(told));
+        let Some(last) = same.map(|known| known.at).max() else {
+            return false;
+        };
+        let between = |known: &AgentSignal| {
+            known.kind == turned && known.node == told.node && last < known.at && known.at < told.at
+        };
+        if !told.stamped || !stamped().any(between) {
+            return false;
+        }
+        if told.kind == SignalKind::Paused {
+            if self.turns == MOST_TURNS {
+                return false;
+            }
+            self.turns += 1;
+        }
+        let is_same = |known: &AgentSignal| known.is_same(told);
+        let first = self.signals.iter().position(is_same);
+        let mut position = 0..;
+        self.signals
+            .retain(|known| position.next() == first || !known.is_same(told));
+        true
     }
 
     pub(super) fn framed(&mut self, side: Side, signal: &wire::Signal, now: Nanos) -> Taken {
@@ -252,6 +290,7 @@ impl Armed {
         let hidden = opening.and_then(|opening| opening.hides_activation(now, connected));
         Learned {
             signals: self.signals.iter().map(AgentSignal::seen).collect(),
+            turns: self.turns(),
             opening: opening.map(Opening::record),
             opened_at: opening.and_then(Opening::opened_at),
             pause_ms: self.pause_ms(),
@@ -260,24 +299,35 @@ impl Armed {
         }
     }
 
+    /// What can happen again, as far as its stamp says when it happened last.
+    fn turns(&self) -> Vec<SignalSeen> {
+        let stamped = self.signals.iter().filter(|signal| signal.stamped);
+        let kinds = [SignalKind::Paused, SignalKind::ResumedOnSource];
+        let turns = stamped.filter(|signal| kinds.contains(&signal.kind));
+        turns.map(AgentSignal::seen).collect()
+    }
+
     fn pause_ms(&self) -> Option<f64> {
         let target = &self.standing.target.node;
-        let stamp = |kind, source, node: Option<&String>| {
-            let mut stamped = self.signals.iter().filter(|signal| signal.stamped);
-            let signal = stamped.find(|signal| {
-                (signal.kind, signal.source) == (kind, source)
-                    && node.is_none_or(|node| signal.node == *node)
-            })?;
-            Some(signal.at)
+        let stamps = |kind| {
+            let stamped = self.signals.iter().filter(|signal| signal.stamped);
+            stamped.filter(move |signal| signal.kind == kind)
         };
+        // The pause in which it left: after an earlier one it ran on.
+        let back = stamps(SignalKind::ResumedOnSource).map(|signal| signal.at);
+        let back = back.max();
         // By the same kind of source at either end, so that both are as late: QEMU's own stamps before libvirt's, which are
         // milliseconds, and of when it was heard.
         [SignalSource::Qmp, SignalSource::Libvirt]
             .into_iter()
             .find_map(|source| {
-                let paused = stamp(SignalKind::Paused, source, None)?;
-                let resumed = stamp(SignalKind::ResumedOnTarget, source, Some(target))?;
-                millis(paused, resumed)
+                let mut paused = stamps(SignalKind::Paused);
+                let paused =
+                    paused.find(|signal| signal.source == source && back < Some(signal.at))?;
+                let mut resumed = stamps(SignalKind::ResumedOnTarget);
+                let resumed =
+                    resumed.find(|signal| signal.source == source && signal.node == *target)?;
+                millis(paused.at, resumed.at)
             })
     }
 
@@ -309,6 +359,11 @@ fn signal_source(source: wire::signal::Source) -> Option<SignalSource> {
 // === impl AgentSignal ===
 
 impl AgentSignal {
+    fn is_same(&self, other: &Self) -> bool {
+        let key = |signal: &Self| (signal.kind, signal.source);
+        key(self) == key(other) && self.node == other.node
+    }
+
     fn seen(&self) -> SignalSeen {
         SignalSeen {
             kind: self.kind,

@@ -50,6 +50,9 @@ pub(crate) struct Post {
 pub(crate) struct Learned {
     /// Signs of where the guest is.
     pub(crate) signals: Vec<SignalSeen>,
+    /// Of these, the pauses of the guest and its resuming on the source, where their stamps are of their node's clock. They
+    /// can happen again.
+    pub(crate) turns: Vec<SignalSeen>,
     /// How the target was opened early.
     pub(crate) opening: Option<EarlyOpening>,
     /// When it was open.
@@ -209,6 +212,15 @@ impl Board {
         }
         opening.answered(outcome);
         Some(Order::Wake(armed.standing.vm.clone()))
+    }
+
+    /// Whether this is what came of an order to open.
+    pub(super) fn is_of_opening(&mut self, node: &str, outcome: &wire::Outcome) -> bool {
+        let Some((armed, Side::Target)) = find(&mut self.armed, node, outcome.id.as_ref()) else {
+            return false;
+        };
+        let opening = armed.opening.as_ref();
+        opening.is_some_and(|opening| opening.command == outcome.command)
     }
 
     /// The order to open reached nobody.

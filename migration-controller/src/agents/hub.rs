@@ -19,6 +19,7 @@ use tonic::Status;
 use super::board::{Board, Learned, Order, Standing};
 use super::gate::{Decided, Desk, Reply, VmView};
 use super::metrics::{AgentMetrics, End};
+use super::opening::shortened;
 use super::time::Nanos;
 
 /// How often each side says at least something.
@@ -26,6 +27,9 @@ pub(super) const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How many messages may wait for an agent. One that lags by more is of no use, and gets all that
 /// counts again when it connects anew.
 const QUEUE: usize = 512;
+/// How many refusals of one stream's agent the log tells of; all of them are counted. Who refuses on and on should not
+/// fill it.
+const MOST_WARNINGS: u32 = 64;
 
 /// What an agent is sent.
 pub(super) type Outbound = Pin<Box<dyn Stream<Item = Result<wire::ToAgent, Status>> + Send>>;
@@ -63,6 +67,8 @@ struct Link {
     queue: mpsc::Sender<wire::ToAgent>,
     end: oneshot::Sender<Status>,
     gone: CancellationToken,
+    /// How many of its refusals the log told of.
+    warnings: u32,
 }
 
 /// One agent's stream, as long as the hub has it.
@@ -190,6 +196,7 @@ impl Hub {
             queue,
             end,
             gone: ticket.gone.clone(),
+            warnings: 0,
         };
         inner.links.insert(node.to_owned(), link);
         self.metrics.connected(inner.links.len());
@@ -251,6 +258,7 @@ impl Hub {
                 woken
             }
             Told::Outcome(outcome) => {
+                self.note_refusal(&mut inner, node, &outcome);
                 let order = inner.board.answered(node, &outcome);
                 self.carry_out(&mut inner, order.into_iter().collect())
             }
@@ -286,6 +294,28 @@ impl Hub {
                 Vec::new()
             }
         }
+    }
+
+    /// Tells of a command that an agent did not carry out. What came of an opening is in the record.
+    fn note_refusal(&self, inner: &mut Inner, node: &str, outcome: &wire::Outcome) {
+        let result = outcome.result();
+        let is_done = result == wire::outcome::Result::Done;
+        if is_done || inner.board.is_of_opening(node, outcome) {
+            return;
+        }
+        self.metrics.command_refused(result);
+        let Some(link) = inner.links.get_mut(node) else {
+            return;
+        };
+        if link.warnings == MOST_WARNINGS {
+            return;
+        }
+        link.warnings += 1;
+        let id = outcome.id.clone().unwrap_or_default();
+        let vm = shortened(&format!("{}/{}", id.namespace, id.vm));
+        let reason = shortened(&outcome.reason);
+        let result = result.as_str_name();
+        tracing::warn!(node, vm, result, reason, "the agent refuses a command");
     }
 
     /// Takes a question at the gate. Looking at its VM answers it.

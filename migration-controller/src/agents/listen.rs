@@ -11,7 +11,8 @@ use anyhow::Context as _;
 use futures::StreamExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,13 +30,25 @@ use crate::http;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How often a connection is asked whether it is alive, and how long it has to answer.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// How many handshakes may be under way: strangers can begin them.
-const HANDSHAKES: usize = 256;
+/// How many handshakes may be under way. Strangers can begin them, and each costs this controller a signature before it
+/// knows who is there; agents that all come at once take a few milliseconds each.
+const HANDSHAKES: usize = 16;
 
 /// Where agents connect to.
 pub(crate) struct Endpoint {
     listener: TcpListener,
     certificates: Arc<Certificates>,
+    /// Where certificates are read and hands are shaken: not on the thread that serves agents, where a pause would wait
+    /// for whatever strangers have begun.
+    aside: Handle,
+}
+
+/// The way in, for those who have shaken hands.
+#[derive(Clone)]
+struct Entrance {
+    identified: mpsc::Sender<Identified<TlsStream<TcpStream>>>,
+    metrics: AgentMetrics,
+    stop: CancellationToken,
 }
 
 /// A connection with the name of who is at its other end.
@@ -45,7 +58,7 @@ pub(super) struct Identified<S> {
 }
 
 impl Endpoint {
-    /// Takes the address.
+    /// Takes the address. Hands are shaken in the runtime that this is called in.
     ///
     /// # Errors
     ///
@@ -60,11 +73,42 @@ impl Endpoint {
         Ok(Self {
             listener,
             certificates: Arc::new(certificates),
+            aside: Handle::current(),
         })
     }
 
     pub(crate) fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// What to shake hands with now.
+    async fn config(&self) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+        let certificates = self.certificates.clone();
+        let reading = self.aside.spawn_blocking(move || certificates.config());
+        Ok(reading.await??)
+    }
+}
+
+impl Entrance {
+    /// Shakes hands with who is at the other end, and lets in whom it may.
+    async fn enter(
+        self,
+        stream: TcpStream,
+        address: SocketAddr,
+        config: Arc<rustls::ServerConfig>,
+        slot: Option<OwnedSemaphorePermit>,
+    ) {
+        let greeting = tokio::time::timeout(HANDSHAKE, identify(stream, config));
+        match self.stop.run_until_cancelled(greeting).await {
+            Some(Ok(Ok(connection))) => drop(self.identified.send(connection).await),
+            Some(Ok(Err(reason))) => {
+                self.metrics.refused(reason);
+                tracing::debug!(%address, ?reason, "connection refused");
+            }
+            Some(Err(_)) => self.metrics.refused(Refusal::Handshake),
+            None => {}
+        }
+        drop(slot);
     }
 }
 
@@ -81,7 +125,12 @@ pub(crate) async fn listen(
         metrics: metrics.clone(),
         stop: stop.clone(),
     };
-    let accepting = accept(endpoint, identified, metrics, stop.clone());
+    let entrance = Entrance {
+        identified,
+        metrics,
+        stop: stop.clone(),
+    };
+    let accepting = accept(endpoint, entrance);
     let serving = Server::builder()
         .max_concurrent_streams(4)
         // For connections without a stream: those with one have heartbeats.
@@ -99,13 +148,9 @@ pub(crate) async fn listen(
     }
 }
 
-async fn accept(
-    endpoint: Endpoint,
-    identified: mpsc::Sender<Identified<TlsStream<TcpStream>>>,
-    metrics: AgentMetrics,
-    stop: CancellationToken,
-) {
+async fn accept(endpoint: Endpoint, entrance: Entrance) {
     let slots = Arc::new(Semaphore::new(HANDSHAKES));
+    let stop = entrance.stop.clone();
     let mut said = false;
     loop {
         let next = async {
@@ -125,32 +170,22 @@ async fn accept(
                 continue;
             }
         };
-        let config = match endpoint.certificates.config() {
+        let Some(config) = stop.run_until_cancelled(endpoint.config()).await else {
+            return;
+        };
+        let config = match config {
             Ok(config) => config,
             Err(error) => {
-                metrics.refused(Refusal::NoCertificate);
+                entrance.metrics.refused(Refusal::NoCertificate);
                 if !std::mem::replace(&mut said, true) {
-                    let error = &error as &dyn std::error::Error;
+                    let error = error.as_ref() as &dyn std::error::Error;
                     tracing::warn!(error, "no agent is let in until there is a certificate");
                 }
                 continue;
             }
         };
-        let (identified, metrics) = (identified.clone(), metrics.clone());
-        let stop = stop.clone();
-        tokio::spawn(async move {
-            let greeting = tokio::time::timeout(HANDSHAKE, identify(stream, config));
-            match stop.run_until_cancelled(greeting).await {
-                Some(Ok(Ok(connection))) => drop(identified.send(connection).await),
-                Some(Ok(Err(reason))) => {
-                    metrics.refused(reason);
-                    tracing::debug!(%address, ?reason, "connection refused");
-                }
-                Some(Err(_)) => metrics.refused(Refusal::Handshake),
-                None => {}
-            }
-            drop(slot);
-        });
+        let entering = entrance.clone().enter(stream, address, config, slot);
+        endpoint.aside.spawn(entering);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use handover::Verdict;
+use node_hooks_api::agent::outcome;
 use node_hooks_api::agent::signal::{Kind, Source};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -23,6 +24,7 @@ pub(crate) struct AgentMetrics {
     signals: Family<SignalLabels, Counter>,
     openings: Family<OpeningLabel, Counter>,
     forgeries: Counter,
+    refusals: Family<OutcomeLabel, Counter>,
     gate_answers: Family<VerdictLabel, Counter>,
     gate_seconds: Histogram,
     pause_seconds: Histogram,
@@ -84,6 +86,11 @@ struct SignalLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OpeningLabel {
     outcome: &'static str,
 }
@@ -111,6 +118,7 @@ impl AgentMetrics {
             signals: Family::default(),
             openings: Family::default(),
             forgeries: Counter::default(),
+            refusals: Family::default(),
             gate_answers: Family::default(),
             gate_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 12)),
             pause_seconds: span(),
@@ -142,15 +150,21 @@ impl AgentMetrics {
             self.ended.clone(),
         );
         registry.register(
-            "agent_signals",
+            // Not agent_signals: agents have a metric of that name, of what they observed.
+            "told_signals",
             "What agents told of guests, by kind, source and what was made of it: New, Known before, \
              or Refused",
             self.signals.clone(),
         );
         registry.register(
-            "agent_forgeries",
+            "told_forgeries",
             "Announcements that agents called forged",
             self.forgeries.clone(),
+        );
+        registry.register(
+            "told_refusals",
+            "Commands but those to open that agents did not carry out, by what came of them",
+            self.refusals.clone(),
         );
         registry.register(
             "gate_answers",
@@ -221,6 +235,11 @@ impl AgentMetrics {
 
     pub(super) fn forged(&self) {
         self.forgeries.inc();
+    }
+
+    pub(super) fn command_refused(&self, result: outcome::Result) {
+        let result = result.as_str_name();
+        self.refusals.get_or_create(&OutcomeLabel { result }).inc();
     }
 
     pub(super) fn answered(&self, verdict: Verdict, waited: Duration) {

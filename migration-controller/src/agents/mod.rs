@@ -10,7 +10,7 @@
 //!   full is dropped.
 //! * What an agent says counts only of handovers that its node is an end of, of their present epoch.
 //! * A port is opened early on one condition: the handover was ready when the agent of its source
-//!   told of the pause.
+//!   told of the pause, and the pause was news then.
 //! * Whatever an agent does or fails to do, the decisions see what they would see without it, and a
 //!   few signals more.
 

@@ -15,6 +15,14 @@ const ANSWER: Duration = Duration::from_millis(50);
 /// resume is taken for dead.
 const LONGEST_PAUSE: Duration = Duration::from_millis(300);
 
+/// How long after its stamp a pause is news. What an agent tells later than that it tells again, to a controller that is
+/// new to it, or it was cut off meanwhile: the guest may have gone on since, where it was.
+///
+/// Longer than a guest is paused and its agent's word takes to get here, by as much as clocks of nodes that are kept in
+/// step may differ. A node whose clock is further behind the controller's has no early openings, and OVN opens its
+/// guests' ports; one whose clock is ahead has its pauses taken for news for longer by as much.
+const NEWS: Duration = Duration::from_secs(1);
+
 /// The pause of a guest, as its source's agent told it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pause {
@@ -24,8 +32,8 @@ pub(super) struct Pause {
     pub(super) seen: Nanos,
     /// When the controller heard of it.
     pub(super) heard: Nanos,
-    /// The handover was ready then.
-    pub(super) prepared: bool,
+    /// It is to open the target: the handover was ready then, and it was news.
+    pub(super) opens: bool,
 }
 
 /// An order to open, and its outcome.
@@ -36,6 +44,12 @@ pub(super) struct Opening {
     pub(super) result: OpeningResult,
     reason: Option<String>,
     hops: wire::Hops,
+}
+
+/// Whether a pause that bears this stamp is news. What nobody stamped is: it is as old as its telling, for all that is
+/// known.
+pub(super) fn is_news(stamp: Nanos, now: Nanos) -> bool {
+    !stamp.is_stamped() || now <= stamp.after(NEWS)
 }
 
 impl Opening {
@@ -119,7 +133,7 @@ impl Opening {
 }
 
 /// What a person may want to read of what an agent wrote.
-fn shortened(text: &str) -> Option<String> {
+pub(super) fn shortened(text: &str) -> Option<String> {
     const LONGEST: usize = 300;
     let text = text.trim();
     (!text.is_empty()).then(|| text.chars().take(LONGEST).collect())
@@ -136,7 +150,7 @@ mod tests {
             at: Nanos(HEARD - 300_000),
             seen: Nanos(HEARD - 200_000),
             heard: Nanos(HEARD),
-            prepared: true,
+            opens: true,
         };
         Opening::asked(pause, 1)
     }

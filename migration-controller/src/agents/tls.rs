@@ -71,7 +71,7 @@ impl Certificates {
         }
     }
 
-    /// What to shake hands with now.
+    /// What to shake hands with now. It reads files, so it takes as long as those take.
     ///
     /// # Errors
     ///

@@ -348,10 +348,29 @@ impl HandoverStatus {
         if self.signals.iter().any(known) {
             return false;
         }
+        self.add_signal(signal);
+        true
+    }
+
+    /// Records what can happen again and is on record: the latest stays beside the first, and a later one takes its place.
+    pub fn note_turn(&mut self, signal: SignalSeen) {
+        let known = |seen: &SignalSeen| (seen.kind, seen.source) == (signal.kind, signal.source);
+        let times = self.signals.iter().filter(|seen| known(seen));
+        let times: Vec<_> = times.map(|seen| seen.at).collect();
+        let (Some(first), Some(last)) = (times.iter().min(), times.iter().max()) else {
+            return self.add_signal(signal);
+        };
+        if signal.at > *last {
+            self.signals
+                .retain(|seen| !known(seen) || seen.at == *first);
+            self.add_signal(signal);
+        }
+    }
+
+    fn add_signal(&mut self, signal: SignalSeen) {
         self.signals.push(signal);
         self.signals
             .sort_by_key(|seen| (seen.at, seen.kind, seen.source));
-        true
     }
 }
 

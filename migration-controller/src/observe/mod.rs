@@ -103,8 +103,9 @@ pub(crate) fn observe(
         migration: MigrationUid::new(&spec.migration.uid),
         epoch: spec.epoch(),
     };
-    let hidden = signals::note(inputs, state, spec, &ending, &identity, status);
+    // First: what opened the port says what its being open means.
     signals::measure(inputs.learned, status);
+    let hidden = signals::note(inputs, state, spec, &ending, &identity, status);
     find_steps(inputs.now, &ports, &identity, status);
     let source_pod = pods::gone(inputs, pods::on_source(inputs, spec));
     let target_pod = pods::gone(inputs, pods::of_target(inputs, spec));

@@ -4,7 +4,7 @@ use handover::{GuestPlace, Identity, Side, SignalKind, SignalSource};
 
 use super::{Ending, Inputs, own_mark, pods, port};
 use crate::agents::Learned;
-use crate::api::{HandoverSpec, HandoverStatus, Moment, SignalSeen, TimelineStep};
+use crate::api::{HandoverSpec, HandoverStatus, Moment, OpeningResult, SignalSeen, TimelineStep};
 use crate::kubevirt::MigrationState;
 use crate::ovn::{PortRow, read_config};
 
@@ -18,15 +18,13 @@ pub(super) fn note(
     identity: &Identity,
     status: &mut HandoverStatus,
 ) -> Option<Moment> {
-    for signal in &inputs.learned.signals {
-        status.note_signal(signal.clone());
-    }
+    hear(inputs.learned, status);
     let target = spec.target.as_ref();
     let activated = |row: &PortRow| {
         let chassis = target.and_then(|target| target.chassis.as_ref());
         chassis.is_some_and(|chassis| is_activated(row, chassis, identity))
     };
-    let activated = inputs.ports.iter().any(activated);
+    let activated = !is_spent(status) && inputs.ports.iter().any(activated);
     let hidden = inputs.learned.activation_hidden_until;
     let hidden = hidden.filter(|until| activated && inputs.now < *until);
     let ready = state.is_some_and(|state| state.target_node_domain_ready_timestamp.is_some());
@@ -71,6 +69,38 @@ pub(super) fn note(
         }
     }
     hidden
+}
+
+/// Records what the agents told.
+fn hear(learned: &Learned, status: &mut HandoverStatus) {
+    for signal in &learned.signals {
+        // What an agent tells again has the time of now where its stamp is of long ago: it is not to seem a later pause than
+        // the one from which the guest came back.
+        let is_dated = learned.turns.contains(signal);
+        let mut known = status.signals.iter();
+        let is_back = known.any(|seen| seen.kind == SignalKind::ResumedOnSource);
+        if signal.kind == SignalKind::Paused && !is_dated && is_back {
+            continue;
+        }
+        status.note_signal(signal.clone());
+    }
+    for turn in &learned.turns {
+        status.note_turn(turn.clone());
+    }
+}
+
+/// Whether OVN's activation of the port says no more of the guest: an agent opened it for a pause after which the guest
+/// ran on the source again, and it stays open.
+fn is_spent(status: &HandoverStatus) -> bool {
+    let opening = status.early_opening.as_ref();
+    let opened = opening.filter(|opening| opening.result == OpeningResult::Opened);
+    opened.is_some_and(|opening| {
+        let mut signals = status.signals.iter();
+        signals.any(|seen| {
+            let back = seen.kind == SignalKind::ResumedOnSource && seen.source.is_hypervisor();
+            back && seen.at > opening.paused_at
+        })
+    })
 }
 
 /// Records what the agents measured. What they told before this controller led stays.

@@ -1,6 +1,7 @@
 //! Agents that say what is not theirs to say, or what makes no sense.
 
 use tonic::Code;
+use wire::outcome::Result as Came;
 use wire::signal::{Kind, Source};
 
 use super::*;
@@ -49,7 +50,7 @@ async fn a_pause_counts_only_from_the_source_and_of_the_present_epoch() {
     source.all_said().await;
     assert!(target.all_said().await.is_empty());
     assert!(nothing_learned(&lab));
-    let line = "segue_agent_signals_total{kind=\"PAUSED\",source=\"LIBVIRT\",taken=\"Refused\"} 8";
+    let line = "segue_told_signals_total{kind=\"PAUSED\",source=\"LIBVIRT\",taken=\"Refused\"} 8";
     lab.metric(line).await;
 }
 
@@ -62,8 +63,10 @@ async fn what_an_end_cannot_know_is_refused() {
         ..signal(kind, Source::Frame)
     };
     for lie in [
-        // It runs there all the time.
+        // It runs there all the time, and did not pause to leave.
         signal(Kind::Resumed, Source::Libvirt),
+        signal(Kind::Left, Source::Libvirt),
+        signal(Kind::Left, Source::Qmp),
         // A guest can send these whenever it likes.
         signal(Kind::Resumed, Source::Rarp),
         signal(Kind::Resumed, Source::Garp),
@@ -102,7 +105,7 @@ async fn stamps_from_nowhere_are_not_measured_with() {
         source.say(Told::Signal(frame)).await;
     }
     let pause = wire::Signal {
-        at_ns: 5,
+        at_ns: Nanos::now().0 + hour,
         seen_at_ns: u64::MAX,
         ..signal(Kind::Paused, Source::Libvirt)
     };
@@ -145,6 +148,42 @@ async fn an_outcome_counts_from_the_target_for_what_it_was_told() {
 }
 
 #[tokio::test]
+async fn a_command_that_an_agent_refuses_is_counted_whatever_it_was() {
+    let lab = Lab::new();
+    let [mut source, mut target, _] = agents(&lab).await;
+    let outcome = |id, command, result: Came| {
+        Told::Outcome(wire::Outcome {
+            id,
+            command,
+            result: result.into(),
+            reason: "a port's name of 0 bytes".into(),
+            ..wire::Outcome::default()
+        })
+    };
+    // An Arm has no number; nor need what is refused be armed here.
+    source.say(outcome(Some(id()), 0, Came::Failed)).await;
+    source.say(outcome(None, 0, Came::Stale)).await;
+    source.say(outcome(Some(id()), 0, Came::Done)).await;
+    source.say(paused()).await;
+    let open = target.open().await;
+    // This one is in the record.
+    let refused = outcome(open.id.clone(), open.command, Came::Stale);
+    target.say(refused).await;
+    target.all_said().await;
+    source.all_said().await;
+    lab.metric("segue_told_refusals_total{result=\"FAILED\"} 1")
+        .await;
+    assert!(lab.exposes("segue_told_refusals_total{result=\"STALE\"} 1"));
+    assert!(!lab.exposes("segue_told_refusals_total{result=\"DONE\"} 1"));
+    for _ in 0..200 {
+        source.say(outcome(Some(id()), 0, Came::Failed)).await;
+    }
+    source.all_said().await;
+    lab.metric("segue_told_refusals_total{result=\"FAILED\"} 201")
+        .await;
+}
+
+#[tokio::test]
 async fn saying_it_over_and_over_costs_the_agent_alone() {
     let lab = Lab::new();
     let [mut source, mut target, _] = agents(&lab).await;
@@ -161,7 +200,7 @@ async fn saying_it_over_and_over_costs_the_agent_alone() {
     assert_eq!(lab.hub.learned(&vm(), "m-1").signals.len(), 1);
     let woken = lab.front.woken.lock().unwrap().len();
     assert_eq!(woken, 1, "what is known is no news");
-    lab.metric("segue_agent_forgeries_total 2000").await;
+    lab.metric("segue_told_forgeries_total 2000").await;
 }
 
 #[tokio::test]

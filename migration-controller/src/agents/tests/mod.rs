@@ -5,6 +5,7 @@ mod liars;
 mod opening;
 mod streams;
 mod tls;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -119,6 +119,27 @@ async fn a_pause_before_the_handover_is_ready_opens_nothing_then_or_later() {
 }
 
 #[tokio::test]
+async fn a_pause_that_is_told_again_later_is_recorded_and_opens_nothing() {
+    for (ago_ms, opens) in [(200, true), (1_500, false), (60_000, false)] {
+        let lab = Lab::new();
+        let (mut source, mut target) = ends(&lab, true).await;
+        let pause = wire::Signal {
+            at_ns: Nanos::now().0 - ago_ms * 1_000_000,
+            ..signal(Kind::Paused, Source::Libvirt)
+        };
+        source.say(Told::Signal(pause)).await;
+        source.all_said().await;
+        let opened = counted(&target.all_said().await).contains_key("open");
+        assert_eq!(opened, opens, "{ago_ms} ms ago");
+        assert_eq!(signals(&lab).len(), 1, "it paused all the same");
+        // A target's agent that comes later opens it no more than one that was there.
+        let mut target = lab.agent("n2").await;
+        let opened = counted(&target.all_said().await).contains_key("open");
+        assert!(!opened, "{ago_ms} ms ago");
+    }
+}
+
+#[tokio::test]
 async fn a_source_that_resumes_is_a_contradiction_and_says_where_the_guest_is() {
     let lab = Lab::new();
     let (mut source, mut target) = ends(&lab, true).await;

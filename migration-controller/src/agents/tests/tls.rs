@@ -121,3 +121,28 @@ async fn certificates_that_come_or_change_count_from_the_next_connection_on() {
     assert!(matches!(newer.next().await, Message::Welcome(_)));
     assert_eq!(agent.end().await.code(), tonic::Code::Aborted);
 }
+
+#[tokio::test]
+async fn agents_are_served_while_a_strangers_connection_has_the_certificates_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    authority.write(dir.path(), &[CONTROLLER]);
+    let (address, _lab) = serve(dir.path()).await;
+    let own = authority.issue(&["n1.node.segue.io"]);
+    let channel = connect(address, &authority, Some(own)).await.unwrap();
+    let mut agent = attach(channel, hello("n1")).await.unwrap();
+
+    // Who reads a pipe waits for who writes.
+    let slow = dir.path().join("tls.crt");
+    std::fs::remove_file(&slow).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&slow).status();
+    assert!(made.unwrap().success());
+    let _stranger = TcpStream::connect(address).await.unwrap();
+    let opening = move || std::fs::File::options().write(true).open(slow);
+    let read = tokio::task::spawn_blocking(opening).await.unwrap().unwrap();
+    assert!(matches!(
+        agent.all_said().await.as_slice(),
+        [Message::Welcome(_)]
+    ));
+    drop(read);
+}

@@ -472,6 +472,39 @@ async fn ahead_of_the_resume_where_asked_and_back_when_the_source_resumes() {
 }
 
 #[tokio::test]
+async fn a_guest_that_a_person_paused_and_resumed_is_followed_when_it_leaves_after_all() {
+    let (world, [mut source, mut target]) = World::ready(FlipTiming::OnResume).await;
+    let libvirt = |kind| signal(&world, kind, Source::Libvirt);
+    source.say(libvirt(Kind::Paused)).await;
+    let order = open(&mut target).await;
+    target.say(done(&order)).await;
+    target.all_said().await;
+    source.say(libvirt(Kind::Resumed)).await;
+    world.until_phase(Phase::RollingBack).await;
+    // The opening's doing, which says nothing of the guest any more.
+    world.activate().await;
+    source.say(libvirt(Kind::Paused)).await;
+    source.all_said().await;
+    assert_eq!(world.lab.members("c1"), addresses());
+    target.say(libvirt(Kind::Resumed)).await;
+    world.until_members("c2").await;
+    let handover = world.until_phase(Phase::Switched).await;
+    let signals = &handover.status.as_ref().unwrap().signals;
+    let kinds: Vec<_> = signals.iter().map(|seen| seen.kind).collect();
+    assert_eq!(
+        kinds,
+        [
+            SignalKind::Paused,
+            SignalKind::ResumedOnSource,
+            SignalKind::Paused,
+            SignalKind::ResumedOnTarget
+        ]
+    );
+    let by_ovn = |seen: &crate::api::SignalSeen| seen.source == SignalSource::Activation;
+    assert!(!signals.iter().any(by_ovn), "{signals:?}");
+}
+
+#[tokio::test]
 async fn without_agents_ovns_own_activation_leads_the_routes() {
     let world = World::start(FlipTiming::OnResume).await;
     world.claim().await;
