@@ -23,7 +23,7 @@ Examples:
 
 Runs as root in the host's network namespace. Needs CAP_NET_RAW for the frames on ports, CAP_DAC_OVERRIDE for sockets \
 of libvirt and Open vSwitch that are other users', CAP_NET_ADMIN with --host-routes, and nothing else. Nothing is left \
-behind but routes of guests that stay. SIGTERM or Ctrl-C ends it; twice, at once.
+behind but routes and proxy neighbours of guests that stay. SIGTERM or Ctrl-C ends it; twice, at once.
 
 Without a controller it observes nothing and opens nothing; it goes on trying. Every option can be given in the \
 environment as shown; several values are separated by commas. RUST_LOG=node_hooks=debug tells more.";

@@ -1,5 +1,6 @@
 //! What is counted.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use node_hooks_api::agent::outcome;
@@ -34,6 +35,10 @@ pub struct Metrics {
     not_done: Family<WhatLabel, Counter>,
     hypervisors: Gauge,
     monitors: Gauge,
+    connections: Counter,
+    malformed: Counter,
+    disbelieved: Counter,
+    missed: Counter,
     ovs_synced: Gauge,
     switch_warm: Gauge,
 }
@@ -66,6 +71,14 @@ pub struct Reading {
     pub hypervisors: u64,
     /// Libvirt daemons that pass on the events of QEMU's monitors.
     pub monitors: u64,
+    /// Connections to hypervisors, in all.
+    pub connections: u64,
+    /// What hypervisors said that could not be read, in all.
+    pub malformed: u64,
+    /// Events of another guest than their hypervisor's, in all.
+    pub disbelieved: u64,
+    /// Announcements of guests that were left out, in all.
+    pub missed: u64,
     /// Open vSwitch's database is followed.
     pub ovs_synced: bool,
     /// There is a connection to the switch.
@@ -154,6 +167,10 @@ impl Metrics {
             not_done: Family::default(),
             hypervisors: Gauge::default(),
             monitors: Gauge::default(),
+            connections: Counter::default(),
+            malformed: Counter::default(),
+            disbelieved: Counter::default(),
+            missed: Counter::default(),
             ovs_synced: Gauge::default(),
             switch_warm: Gauge::default(),
         };
@@ -166,7 +183,7 @@ impl Metrics {
             let result = result.name();
             drop(metrics.gate.get_or_create(&ResultLabel { result }));
         }
-        metrics.with_handovers().with_link()
+        metrics.with_handovers().with_node().with_link()
     }
 
     fn with_handovers(mut self) -> Self {
@@ -210,6 +227,11 @@ impl Metrics {
             Unit::Seconds,
             self.open_after_pause.clone(),
         );
+        self
+    }
+
+    fn with_node(mut self) -> Self {
+        let registry = &mut self.registry;
         registry.register(
             "not_done",
             "What could not be done on this node",
@@ -224,6 +246,26 @@ impl Metrics {
             "libvirt_monitors",
             "Libvirt daemons that pass on what QEMU's monitors tell",
             self.monitors.clone(),
+        );
+        registry.register(
+            "hypervisor_connections",
+            "Connections made to hypervisors; a launcher's daemon takes one or two",
+            self.connections.clone(),
+        );
+        registry.register(
+            "hypervisor_lines_malformed",
+            "What hypervisors said that was no event as it should be",
+            self.malformed.clone(),
+        );
+        registry.register(
+            "hypervisor_events_disbelieved",
+            "Events of another guest than the one that their hypervisor named first",
+            self.disbelieved.clone(),
+        );
+        registry.register(
+            "announcements_missed",
+            "Announcements of guests that came too fast, or found no room, and were left out",
+            self.missed.clone(),
         );
         registry.register(
             "ovs_synced",
@@ -351,8 +393,16 @@ impl Metrics {
         self.monitors.set(gauge(reading.monitors));
         self.ovs_synced.set(i64::from(reading.ovs_synced));
         self.switch_warm.set(i64::from(reading.switch_warm));
-        let more = reading.dropped.saturating_sub(self.dropped.get());
-        self.dropped.inc_by(more);
+        for (counter, total) in [
+            (&self.dropped, reading.dropped),
+            (&self.connections, reading.connections),
+            (&self.malformed, reading.malformed),
+            (&self.disbelieved, reading.disbelieved),
+            (&self.missed, reading.missed),
+        ] {
+            // Several may ask at once, and one's reading be older than what another has set.
+            counter.inner().fetch_max(total, Relaxed);
+        }
         let mut text = String::new();
         text::encode(&mut text, &self.registry)?;
         Ok(text)
@@ -412,10 +462,16 @@ mod tests {
             armed: 2,
             ovs_synced: true,
             dropped,
+            connections: 7,
+            malformed: 8,
+            disbelieved: 9,
+            missed: 10,
             ..Reading::default()
         };
         assert!(metrics.expose(&reading(3)).is_ok());
         let text = metrics.expose(&reading(5)).unwrap();
+        // A scrape that was overtaken by another takes nothing back.
+        assert_eq!(metrics.expose(&reading(4)).unwrap(), text);
         for line in [
             "segue_agent_signals_total{kind=\"paused\",source=\"libvirt\"} 1",
             "segue_agent_forgeries_total{reason=\"on_source\"} 1",
@@ -430,6 +486,10 @@ mod tests {
             "segue_agent_armed 2",
             "segue_agent_ovs_synced 1",
             "segue_agent_messages_dropped_total 5",
+            "segue_agent_hypervisor_connections_total 7",
+            "segue_agent_hypervisor_lines_malformed_total 8",
+            "segue_agent_hypervisor_events_disbelieved_total 9",
+            "segue_agent_announcements_missed_total 10",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

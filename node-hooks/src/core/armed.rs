@@ -81,8 +81,16 @@ pub(super) struct ArmedPort {
 #[derive(Debug)]
 pub(super) enum Opening {
     Not,
-    UnderWay { serial: u64, commands: Vec<u64> },
-    Done { command: u64, hops: Hops },
+    UnderWay {
+        serial: u64,
+        commands: Vec<u64>,
+        /// What was being written.
+        frames: Arc<PacketOuts>,
+    },
+    Done {
+        command: u64,
+        hops: Hops,
+    },
 }
 
 impl TryFrom<Arm> for Plan {
@@ -185,16 +193,20 @@ impl Armed {
     }
 
     /// Takes over what differs in `plan`, of the same handover and side. The ports that are no longer
-    /// in it, for their routes' sake.
-    pub(super) fn update(&mut self, plan: Plan) -> Vec<ArmedPort> {
+    /// in it, for their routes' sake, and the commands whose opening no longer counts.
+    pub(super) fn update(&mut self, plan: Plan) -> (Vec<ArmedPort>, Vec<u64>) {
         let stations = |ports: &mut dyn Iterator<Item = &Port>| -> BTreeSet<(String, String)> {
             ports
                 .map(|port| (port.name.clone(), port.mac.to_string()))
                 .collect()
         };
         let before = stations(&mut self.ports.iter().map(|armed| &armed.port));
-        if before != stations(&mut plan.ports.iter()) {
-            self.opening = Opening::Not;
+        let mut unanswered = Vec::new();
+        if before != stations(&mut plan.ports.iter())
+            && let Opening::UnderWay { commands, .. } =
+                std::mem::replace(&mut self.opening, Opening::Not)
+        {
+            unanswered = commands;
         }
         let mut old = std::mem::take(&mut self.ports);
         for port in plan.ports {
@@ -207,11 +219,11 @@ impl Armed {
         }
         self.domain = plan.domain;
         self.routes = plan.routes;
-        old
+        (old, unanswered)
     }
 
     /// Makes what opens the ports, from the interfaces as they are. Where they are others than those
-    /// that were opened, they have still to be.
+    /// that were opened, they have still to be; of an opening under way that is seen at its end.
     pub(super) fn prebuild(&mut self, interfaces: &Interfaces) {
         let prebuilt = self.packets(interfaces);
         if self.prebuilt.as_deref() == prebuilt.as_ref() {

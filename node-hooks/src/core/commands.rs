@@ -87,10 +87,12 @@ impl Core {
         let Some(known) = self.vms.get_mut(&vm) else {
             return;
         };
+        let mut unanswered = Vec::new();
         let mut armed = match known.armed.take() {
             Some(mut armed) if armed.id == plan.id && armed.side == plan.side => {
                 self.domains.remove(&armed.domain);
-                let gone = armed.update(plan);
+                let (gone, commands) = armed.update(plan);
+                unanswered = commands;
                 take_routes_away(gone.iter().filter(|armed| armed.routed.is_some()), out);
                 armed
             }
@@ -107,9 +109,11 @@ impl Core {
         };
         armed.prebuild(&self.interfaces);
         armed.settle_routes(&self.interfaces, out);
+        let id = armed.id.clone();
         known.armed = Some(armed);
         self.domains.insert(domain, vm);
         self.attend(out);
+        self.say_not_opened(&id, unanswered, "the ports are others by now", out);
     }
 
     /// Tells the controller how the ports stand and, once on a stream, what was seen before.
@@ -198,8 +202,11 @@ impl Core {
                         let reason = format!("the switch has no interface for {missing}");
                         return Err((Came::Failed, reason));
                     };
-                    let commands = vec![open.command];
-                    armed.opening = Opening::UnderWay { serial, commands };
+                    armed.opening = Opening::UnderWay {
+                        serial,
+                        commands: vec![open.command],
+                        frames: frames.clone(),
+                    };
                     Ok(Some(Output::Open {
                         ticket: Ticket { vm, serial },
                         frames,
@@ -233,22 +240,27 @@ impl Core {
         let Some(armed) = known.and_then(|known| known.armed.as_mut()) else {
             return;
         };
-        let waiting = match &mut armed.opening {
-            Opening::UnderWay { serial, commands } if *serial == ticket.serial => {
-                std::mem::take(commands)
-            }
+        let (waiting, frames) = match &mut armed.opening {
+            Opening::UnderWay {
+                serial,
+                commands,
+                frames,
+            } if *serial == ticket.serial => (std::mem::take(commands), frames.clone()),
             _ => return,
         };
         let id = armed.id.clone();
+        // The interface may have been made anew meanwhile: then what was opened is not what is there.
+        let prebuilt = armed.prebuilt.as_ref();
+        let still = prebuilt.is_some_and(|prebuilt| Arc::ptr_eq(prebuilt, &frames));
+        let result = match result {
+            Ok(_) if !still => Err("the port has another interface by now, or none".to_owned()),
+            result => result,
+        };
         let hops = match result {
             Ok(written) => hops(written.received, written.sent, written.processed),
             Err(reason) => {
                 armed.opening = Opening::Not;
-                for command in waiting {
-                    let refused = (Came::Failed, reason.clone());
-                    self.say_outcome("open", id.clone(), command, refused, out);
-                }
-                return;
+                return self.say_not_opened(&id, waiting, &reason, out);
             }
         };
         let command = waiting.last().copied().unwrap_or_default();
@@ -258,6 +270,20 @@ impl Core {
             if self.linked {
                 out.push(say_opened(&id, command, hops));
             }
+        }
+    }
+
+    /// Answers commands to open that opened nothing.
+    fn say_not_opened(
+        &self,
+        id: &HandoverId,
+        commands: Vec<u64>,
+        reason: &str,
+        out: &mut Vec<Output>,
+    ) {
+        for command in commands {
+            let refused = (Came::Failed, reason.to_owned());
+            self.say_outcome("open", id.clone(), command, refused, out);
         }
     }
 

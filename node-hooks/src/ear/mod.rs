@@ -123,7 +123,7 @@ struct Shared {
     /// Since when the next frame that is no announcement is waited for.
     expected: Mutex<Option<Nanos>>,
     sampler: Mutex<Sampler>,
-    missed: AtomicU64,
+    missed: Arc<AtomicU64>,
 }
 
 // === impl Ear ===
@@ -133,7 +133,7 @@ impl Ear {
     /// of the pod's veth.
     ///
     /// Every announcement goes to `out`, by whomever it is and of whomever. One that comes faster than [`RATE`], or that
-    /// finds no room there, is left out and counted.
+    /// finds no room there, is left out and counted in `missed`.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -144,6 +144,7 @@ impl Ear {
         interface: &str,
         mac: MacAddr,
         out: mpsc::Sender<HeardFrame>,
+        missed: Arc<AtomicU64>,
     ) -> Result<Self, EarError> {
         let index = index_of(interface).map_err(|source| EarError::NoInterface {
             interface: interface.to_owned(),
@@ -169,7 +170,7 @@ impl Ear {
             socket,
             expected: Mutex::default(),
             sampler: Mutex::new(sampler),
-            missed: AtomicU64::new(0),
+            missed,
         });
         let task = tokio::spawn(run(index, shared.clone(), out));
         Ok(Self { shared, task })
@@ -187,11 +188,6 @@ impl Ear {
     /// What knows the last frame from the guest, also on another thread, and when this is no more.
     pub fn last(&self) -> Last {
         Last(self.shared.clone())
-    }
-
-    /// Announcements that were left out.
-    pub fn missed(&self) -> u64 {
-        self.shared.missed.load(Relaxed)
     }
 
     /// The interface is gone, or nobody hears what is heard.

@@ -308,7 +308,7 @@ fn a_sample_is_of_the_size_that_was_asked_for() {
 #[tokio::test]
 async fn an_interface_that_is_not_there() {
     let (sender, _receiver) = mpsc::channel(1);
-    let error = Ear::listen("nowhere0", GUEST, sender).unwrap_err();
+    let error = Ear::listen("nowhere0", GUEST, sender, Arc::default()).unwrap_err();
     assert!(matches!(error, EarError::NoInterface { .. }), "{error}");
     assert!(error.to_string().contains("nowhere0"), "{error}");
 }

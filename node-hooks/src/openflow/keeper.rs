@@ -28,11 +28,10 @@ const ANSWER: Duration = Duration::from_secs(2);
 ///
 /// # Guarantees
 /// - [`send`](Self::send) writes at once or fails at once.
-/// - A switch that is away is tried again with growing pauses, and at once when somebody wants to send.
+/// - A switch that is away is tried again with growing pauses.
 #[derive(Debug)]
 pub struct Keeper {
     state: Arc<watch::Sender<State>>,
-    hurry: Arc<Notify>,
     shut: Arc<Shut>,
     tasks: [AbortHandle; 2],
 }
@@ -71,18 +70,12 @@ impl Keeper {
         F: Future<Output = Result<Switch, Error>> + Send + 'static,
     {
         let state = Arc::new(watch::Sender::new(State::Cold { last_error: None }));
-        let hurry = Arc::new(Notify::new());
         let shut = Arc::new(Shut::default());
         let tasks = [
-            tokio::spawn(keep(connect, state.clone(), hurry.clone())).abort_handle(),
+            tokio::spawn(keep(connect, state.clone())).abort_handle(),
             tokio::spawn(look(state.subscribe(), shut.clone())).abort_handle(),
         ];
-        Self {
-            state,
-            hurry,
-            shut,
-            tasks,
-        }
+        Self { state, shut, tasks }
     }
 
     /// Has it find out, now and again and again, what shuts these ports, and forget about others: [`blocks`](Self::blocks)
@@ -100,11 +93,6 @@ impl Keeper {
     /// How it stands, now and later.
     pub fn state(&self) -> watch::Receiver<State> {
         self.state.subscribe()
-    }
-
-    /// Whether there is a connection at this moment.
-    pub fn is_warm(&self) -> bool {
-        matches!(&*self.state.borrow(), State::Warm(switch) if switch.is_alive())
     }
 
     /// Sends frames and a barrier behind them, now.
@@ -141,38 +129,6 @@ impl Keeper {
         }
         Some(blocks)
     }
-
-    /// Sends them as soon as there is a connection. Cancel safe: once they are sent it returns.
-    ///
-    /// # Errors
-    /// Like [`Switch::send`], except that the end of a connection is not one.
-    pub async fn send_when_warm(&self, packets: &PacketOuts) -> Result<Sent, Error> {
-        let mut state = self.state.subscribe();
-        let mut hurry = true;
-        loop {
-            state.mark_unchanged();
-            let outcome = self.send(packets);
-            match &outcome {
-                // Once: a switch that is away for long is not to be tried without a pause.
-                Err(Error::Cold(_)) if hurry => {
-                    self.hurry.notify_one();
-                    hurry = false;
-                }
-                // It ended, which the task has not seen or is getting over.
-                Err(
-                    Error::Cold(_)
-                    | Error::Lost(_)
-                    | Error::Closed
-                    | Error::Silent(_)
-                    | Error::Protocol(_),
-                ) => {}
-                _ => return outcome,
-            }
-            if state.changed().await.is_err() {
-                return outcome;
-            }
-        }
-    }
 }
 
 impl Drop for Keeper {
@@ -185,7 +141,7 @@ impl Drop for Keeper {
     }
 }
 
-async fn keep<C, F>(connect: C, state: Arc<watch::Sender<State>>, hurry: Arc<Notify>)
+async fn keep<C, F>(connect: C, state: Arc<watch::Sender<State>>)
 where
     C: Fn() -> F,
     F: Future<Output = Result<Switch, Error>>,
@@ -216,10 +172,7 @@ where
         state.send_replace(State::Cold {
             last_error: Some(Arc::new(error)),
         });
-        tokio::select! {
-            () = sleep(pauses.next().unwrap_or(LONGEST_PAUSE)) => {}
-            () = hurry.notified() => {}
-        }
+        sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
     }
 }
 

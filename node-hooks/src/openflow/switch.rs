@@ -187,16 +187,6 @@ impl Switch {
         }
     }
 
-    /// Sends a frame for the switch to take as if it had come in by a port, with a barrier behind it.
-    ///
-    /// # Errors
-    /// Like [`send`](Self::send), and [`Error::Port`] and [`Error::Frame`].
-    pub fn packet_out(&self, in_port: u32, frame: &[u8]) -> Result<Sent, Error> {
-        let mut packets = PacketOuts::new();
-        packets.push(in_port, frame.to_vec())?;
-        self.send(&packets)
-    }
-
     /// Waits until the switch has processed all that was sent before.
     ///
     /// # Errors

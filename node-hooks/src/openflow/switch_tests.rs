@@ -54,6 +54,13 @@ impl Peer {
     }
 }
 
+/// Sends one frame.
+fn packet_out(switch: &Switch, in_port: u32, frame: &[u8]) -> Result<Sent, Error> {
+    let mut packets = PacketOuts::new();
+    packets.push(in_port, frame.to_vec())?;
+    switch.send(&packets)
+}
+
 fn told(version: u8, kind: u8, xid: u32, body: &[u8]) -> Vec<u8> {
     let length = u16::try_from(8 + body.len()).unwrap().to_be_bytes();
     [&[version, kind], &length[..], &xid.to_be_bytes(), body].concat()
@@ -166,8 +173,8 @@ async fn packets_and_a_barrier_are_one_write() {
 #[tokio::test(start_paused = true)]
 async fn answers_find_who_waits_for_them_in_any_order() {
     let (mut peer, switch) = connected(1).await;
-    let first = switch.packet_out(1, b"one").unwrap();
-    let second = switch.packet_out(2, b"two").unwrap();
+    let first = packet_out(&switch, 1, b"one").unwrap();
+    let second = packet_out(&switch, 2, b"two").unwrap();
     for _ in 0..4 {
         peer.hear().await;
     }
@@ -199,7 +206,7 @@ async fn a_refusal_names_the_port() {
     let (mut peer, switch) = connected(5).await;
     let ports = PacketOuts::opening([(7, MAC), (8, MAC), (9, MAC)]).unwrap();
     let sent = switch.send(&ports).unwrap();
-    let other = switch.packet_out(10, b"").unwrap();
+    let other = packet_out(&switch, 10, b"").unwrap();
     // The second is refused: bad request, bad port, and the head of the message.
     peer.tell(5, 1, 2, b"\0\x01\0\x0b\x05\x0d\0\x60\0\0\0\x02")
         .await;
@@ -222,7 +229,7 @@ async fn a_refusal_names_the_port() {
 #[tokio::test(start_paused = true)]
 async fn a_barrier_that_is_refused_is_not_waited_for() {
     let (mut peer, switch) = connected(1).await;
-    let sent = switch.packet_out(1, b"").unwrap();
+    let sent = packet_out(&switch, 1, b"").unwrap();
     peer.tell(1, 1, 2, b"\0\x01\0\x01").await;
     let error = sent.processed().await.unwrap_err();
     assert!(matches!(error, Error::RefusedBarrier(_)), "{error:?}");
@@ -256,12 +263,12 @@ async fn a_switch_that_answers_echoes_is_kept_and_one_that_does_not_is_left() {
         peer.tell(4, 3, probe.xid, b"").await;
     }
     assert_eq!(began.elapsed(), 3 * PROBE);
-    let sent = switch.packet_out(1, b"").unwrap();
+    let sent = packet_out(&switch, 1, b"").unwrap();
     let error = sent.processed().await.unwrap_err();
     assert!(matches!(error, Error::Silent(_)), "{error:?}");
     assert_eq!(began.elapsed(), 5 * PROBE);
     assert!(!switch.is_alive());
-    assert!(matches!(switch.packet_out(1, b""), Err(Error::Silent(_))));
+    assert!(matches!(packet_out(&switch, 1, b""), Err(Error::Silent(_))));
     assert!(matches!(switch.ended().await, Error::Silent(_)));
 }
 
@@ -272,7 +279,7 @@ async fn a_switch_that_answers_echoes_is_kept_and_one_that_does_not_is_left() {
 #[tokio::test(start_paused = true)]
 async fn nonsense_ends_the_connection(#[case] nonsense: &[u8]) {
     let (mut peer, switch) = connected(4).await;
-    let sent = switch.packet_out(1, b"").unwrap();
+    let sent = packet_out(&switch, 1, b"").unwrap();
     peer.say(nonsense).await;
     let error = sent.processed().await.unwrap_err();
     assert!(matches!(error, Error::Protocol(_)), "{error:?}");
@@ -281,7 +288,7 @@ async fn nonsense_ends_the_connection(#[case] nonsense: &[u8]) {
 #[tokio::test(start_paused = true)]
 async fn a_switch_that_hangs_up_fails_what_was_sent() {
     let (mut peer, switch) = connected(4).await;
-    let sent = switch.packet_out(1, b"").unwrap();
+    let sent = packet_out(&switch, 1, b"").unwrap();
     // In the middle of its answer.
     peer.say(b"\x04\x15\x00").await;
     drop(peer);
@@ -290,16 +297,16 @@ async fn a_switch_that_hangs_up_fails_what_was_sent() {
     let (peer, switch_) = connected(4).await;
     drop(peer);
     assert!(matches!(switch_.ended().await, Error::Closed));
-    assert!(switch_.packet_out(1, b"").is_err());
+    assert!(packet_out(&switch_, 1, b"").is_err());
     drop(switch);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_does_not_fit_is_written_in_order_and_whole() {
     let (mut peer, switch) = connected_with(64, 4).await;
-    let mut first = switch.packet_out(1, &[1; 200]).unwrap();
+    let mut first = packet_out(&switch, 1, &[1; 200]).unwrap();
     assert_eq!(first.written_at_once(), None);
-    let second = switch.packet_out(2, &[2; 50]).unwrap();
+    let second = packet_out(&switch, 2, &[2; 50]).unwrap();
     assert_eq!(second.written_at_once(), None);
     // Who loses patience cuts nothing short.
     let patience = Duration::from_secs(1);
@@ -329,7 +336,7 @@ async fn what_does_not_fit_is_written_in_order_and_whole() {
 async fn a_switch_that_does_not_read_fills_no_memory() {
     let (_peer, switch) = connected_with(64, 4).await;
     let frame = vec![0; 60_000];
-    let sent: Vec<_> = std::iter::repeat_with(|| switch.packet_out(1, &frame))
+    let sent: Vec<_> = std::iter::repeat_with(|| packet_out(&switch, 1, &frame))
         .take(100)
         .collect();
     let taken = sent.iter().filter(|sent| sent.is_ok()).count();
@@ -374,7 +381,7 @@ async fn a_switch_that_replies_to_no_barriers_is_not_asked_for_ever() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_lasts_as_long_as_somebody_waits() {
     let (mut peer, switch) = connected(4).await;
-    let sent = switch.packet_out(1, b"").unwrap();
+    let sent = packet_out(&switch, 1, b"").unwrap();
     drop(switch);
     peer.hear().await;
     let barrier = peer.hear().await;
@@ -411,7 +418,7 @@ async fn a_write_that_fails_is_told_at_once_and_ends_the_connection() {
         version: Version::V13,
         driver: driver.clone(),
     }));
-    let error = switch.packet_out(1, b"").unwrap_err();
+    let error = packet_out(&switch, 1, b"").unwrap_err();
     assert!(matches!(error, Error::Lost(_)), "{error:?}");
     assert!(!switch.is_alive());
     // The task behind finds out too, with nothing to read.
@@ -525,7 +532,7 @@ async fn answers_find_who_asked_in_any_order() {
 #[tokio::test(start_paused = true)]
 async fn a_question_that_is_refused_fails_alone() {
     let (mut peer, switch) = connected(4).await;
-    let sent = switch.packet_out(1, b"").unwrap();
+    let sent = packet_out(&switch, 1, b"").unwrap();
     let barrier = (peer.hear().await, peer.hear().await).1.xid;
     let asking = asking(&switch).await;
     let (xid, _) = peer.is_asked().await;
@@ -616,7 +623,7 @@ async fn questions_that_nobody_waits_for_are_in_nobodys_way() {
         let (xid, _) = peer.is_asked().await;
         assert!(xid > 0);
     }
-    let sent = switch.packet_out(1, b"").unwrap();
+    let sent = packet_out(&switch, 1, b"").unwrap();
     let barrier = (peer.hear().await, peer.hear().await).1.xid;
     peer.tell(4, 21, barrier, b"").await;
     sent.processed().await.unwrap();
@@ -685,7 +692,7 @@ async fn a_removal_that_is_refused_fails_nothing() {
     let (mut peer, switch) = connected(4).await;
     let blocks = found(&mut peer, &switch).await;
     let sent = switch.remove(&blocks).unwrap();
-    let other = switch.packet_out(9, b"").unwrap();
+    let other = packet_out(&switch, 9, b"").unwrap();
     let mut heard = Vec::new();
     for _ in 0..5 {
         heard.push(peer.hear().await);

@@ -2,7 +2,7 @@
 //!
 //! For VMs whose interface is no port of a switch's, and for hosts that reach VMs without the switch. What is written is
 //! marked with a routing protocol number of segue's own, [`PROTOCOL`], so that `ip route show proto 115` and
-//! `ip neigh show proxy` tell whose it is, and what a crash has left is found and removed.
+//! `ip neigh show proxy` tell whose it is, and what a crash has left is found and removed ([`Routes::sweep`]).
 
 mod netlink;
 mod uplinks;
@@ -226,12 +226,26 @@ impl Routes {
         self.remove_where(|address| vm.contains(&address)).await
     }
 
-    /// Takes back what was written for any other than these addresses: what a crash has left.
+    /// Takes back what a segue that crashed has left: proxy neighbours of addresses that have no route of segue's. The
+    /// route of a guest that left went with its interface, or another segue removed it; nothing takes the uplink's proxy
+    /// neighbour along, and this host goes on answering for the guest.
     ///
     /// # Errors
-    /// Something may still be there.
-    pub async fn sweep(&self, keep: &BTreeSet<IpAddr>) -> Result<Removed, Error> {
-        self.remove_where(|address| !keep.contains(&address)).await
+    /// Something may still be there. Where routes are not told, all is.
+    pub async fn sweep(&self) -> Result<Removed, Error> {
+        let mut remembered = self.proxies.lock().await;
+        let session = Session::open()?;
+        let untold = |what| move |source| Error::List { what, source };
+        let routes = session.routes().await.map_err(untold("routes"))?;
+        let proxies = session.proxies(&remembered).await;
+        let proxies = proxies.map_err(untold("proxy neighbours"))?;
+        let mut errors = Vec::new();
+        let left = without_route(proxies, &routes);
+        let removed = Removed {
+            routes: 0,
+            proxies: remove_proxies(&session, left, &mut remembered, &mut errors).await,
+        };
+        all(errors).map(|()| removed)
     }
 
     async fn remove_where(&self, which: impl Fn(IpAddr) -> bool) -> Result<Removed, Error> {
@@ -254,23 +268,9 @@ impl Routes {
             }
         }
         let proxies = session.proxies(&remembered).await;
-        for proxy in listed(proxies, "proxy neighbours", &mut errors) {
-            if !which(proxy.address) {
-                continue;
-            }
-            match session.remove_proxy(proxy).await {
-                Ok(()) => {
-                    removed.proxies += 1;
-                    remembered.remove(&proxy);
-                }
-                Err(source) => errors.push(Error::Proxy {
-                    action: Action::Remove,
-                    address: proxy.address,
-                    interface: session.name_of(proxy.index).await,
-                    source,
-                }),
-            }
-        }
+        let mut proxies = listed(proxies, "proxy neighbours", &mut errors);
+        proxies.retain(|proxy| which(proxy.address));
+        removed.proxies = remove_proxies(&session, proxies, &mut remembered, &mut errors).await;
         all(errors)?;
         // With an interface that went, the kernel has taken its own away.
         remembered.retain(|proxy| !which(proxy.address));
@@ -291,6 +291,40 @@ impl std::fmt::Display for Action {
             Self::Remove => "remove",
         })
     }
+}
+
+/// How many of them are removed.
+async fn remove_proxies(
+    session: &Session,
+    proxies: Vec<Entry>,
+    remembered: &mut BTreeSet<Entry>,
+    errors: &mut Vec<Error>,
+) -> usize {
+    let mut removed = 0;
+    for proxy in proxies {
+        match session.remove_proxy(proxy).await {
+            Ok(()) => {
+                removed += 1;
+                remembered.remove(&proxy);
+            }
+            Err(source) => errors.push(Error::Proxy {
+                action: Action::Remove,
+                address: proxy.address,
+                interface: session.name_of(proxy.index).await,
+                source,
+            }),
+        }
+    }
+    removed
+}
+
+/// Those whose address is routed to no interface of this host.
+fn without_route(proxies: Vec<Entry>, routes: &[Entry]) -> Vec<Entry> {
+    let kept: BTreeSet<IpAddr> = routes.iter().map(|route| route.address).collect();
+    let left = proxies
+        .into_iter()
+        .filter(|proxy| !kept.contains(&proxy.address));
+    left.collect()
 }
 
 /// Those that a route makes sense for.
@@ -365,6 +399,24 @@ mod tests {
         }
         let kept = routable(&addresses(&["10.0.0.1", "fe80::1", "2001:db8::1"])).unwrap();
         assert_eq!(kept, addresses(&["10.0.0.1", "2001:db8::1"]));
+    }
+
+    #[test]
+    fn proxies_without_a_route_are_left_over_whatever_the_interface() {
+        let entry = |address: &str, index| Entry {
+            address: address.parse().unwrap(),
+            index,
+        };
+        let routes = [entry("10.0.0.1", 5), entry("2001:db8::1", 5)];
+        let stay = [
+            entry("10.0.0.1", 2),
+            entry("10.0.0.1", 3),
+            entry("2001:db8::1", 2),
+        ];
+        let go = [entry("10.0.0.2", 2), entry("2001:db8::2", 3)];
+        let proxies = [&stay[..], &go].concat();
+        assert_eq!(without_route(proxies.clone(), &routes), go);
+        assert_eq!(without_route(proxies.clone(), &[]), proxies);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::core::{Input, Output, Ticket, Written};
 use crate::ear::{Ear, HeardFrame, LastFrame};
 use crate::metrics::Metrics;
 use crate::openflow::{self, Keeper, PacketOuts, Sent, Switch};
-use crate::routes::Routes;
+use crate::routes::{Removed, Routes};
 use crate::time::Nanos;
 use crate::wire::Outbox;
 use crate::{announce, chain, hook};
@@ -40,6 +40,8 @@ const REVISE: Duration = Duration::from_millis(2);
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     pub(super) armed: AtomicUsize,
+    /// Announcements of guests that were left out.
+    pub(super) missed: Arc<AtomicU64>,
     switch: Mutex<Option<watch::Receiver<openflow::State>>>,
 }
 
@@ -212,7 +214,8 @@ impl Effects {
             Some(ear) if !ear.has_ended() => Ok(ear),
             _ => {
                 let _aside = self.aside.enter();
-                Ear::listen(interface, mac, self.frames.clone())
+                let missed = self.shared.missed.clone();
+                Ear::listen(interface, mac, self.frames.clone(), missed)
             }
         };
         let ear = match listening {
@@ -439,6 +442,21 @@ async fn write_routes(
     mut jobs: mpsc::UnboundedReceiver<RouteJob>,
     metrics: Arc<Metrics>,
 ) {
+    // Before anything is put there: a proxy neighbour is never without its route then.
+    match routes.sweep().await {
+        Ok(Removed { proxies: 0, .. }) => {}
+        Ok(Removed { proxies, .. }) => {
+            tracing::info!(proxies, "removed proxy neighbours of guests that have left");
+        }
+        Err(error) => {
+            metrics.not_done("routes");
+            let error = chain(&error);
+            tracing::warn!(
+                error,
+                "this node may answer for guests that left it before this start"
+            );
+        }
+    }
     while let Some(job) = jobs.recv().await {
         let failed = match &job {
             RouteJob::Put {

@@ -368,6 +368,10 @@ impl Probe for State {
             armed: self.shared.armed.load(Ordering::Relaxed),
             hypervisors: self.counts.connected.load(Ordering::Relaxed),
             monitors: self.counts.monitors.load(Ordering::Relaxed),
+            connections: self.counts.connections.load(Ordering::Relaxed),
+            malformed: self.counts.malformed.load(Ordering::Relaxed),
+            disbelieved: self.counts.disbelieved.load(Ordering::Relaxed),
+            missed: self.shared.missed.load(Ordering::Relaxed),
             ovs_synced: *self.ovs.borrow() == SyncState::Synced,
             switch_warm: self.shared.is_switch_warm(),
             dropped: self.outbox.dropped(),
@@ -407,6 +411,37 @@ impl Probe for State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_parts_count_is_exposed() {
+        let counts = Arc::<signals::Counts>::default();
+        let shared = Arc::<Shared>::default();
+        let state = State {
+            metrics: Arc::default(),
+            shared: shared.clone(),
+            counts: counts.clone(),
+            outbox: Outbox::new(1),
+            ovs: watch::channel(SyncState::Synced).1,
+            link: watch::channel(wire::State::Connecting { last_error: None }).1,
+            proxy: None,
+        };
+        for (number, (counted, name)) in [
+            (&counts.connections, "hypervisor_connections"),
+            (&counts.malformed, "hypervisor_lines_malformed"),
+            (&counts.disbelieved, "hypervisor_events_disbelieved"),
+            (&*shared.missed, "announcements_missed"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let line = |count| format!("segue_agent_{name}_total {count}\n");
+            let none = state.metrics().unwrap();
+            assert!(none.contains(&line(0)), "{none}");
+            counted.store(number as u64 + 1, Ordering::Relaxed);
+            let text = state.metrics().unwrap();
+            assert!(text.contains(&line(number as u64 + 1)), "{text}");
+        }
+    }
 
     #[tokio::test]
     async fn a_panic_in_the_thread_of_pauses_ends_what_waits_for_it() {

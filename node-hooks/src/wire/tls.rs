@@ -23,7 +23,7 @@ pub(super) const AUTHORITIES: &str = "ca.crt";
 #[derive(Debug, Error)]
 pub enum TlsError {
     /// One cannot be read.
-    #[error("cannot read {path}: is the Secret mounted there, with tls.crt, tls.key and ca.crt?")]
+    #[error("cannot read {path}: does the node have its tls.crt, tls.key and ca.crt there?")]
     Read {
         /// The file.
         path: PathBuf,

@@ -204,8 +204,9 @@ async fn a_port_opens_when_what_shuts_it_is_removed() {
         keeper.blocks(&opening).is_some()
     });
     let switch = keeper.switch().unwrap();
-    let frame = [0; 60];
-    let sent = switch.packet_out(7, &frame).unwrap();
+    let mut frame = PacketOuts::new();
+    frame.push(7, vec![0; 60]).unwrap();
+    let sent = switch.send(&frame).unwrap();
     soon(sent.processed()).await.unwrap();
     assert_eq!(ovs.packets("priority=1000,in_port=7"), 1);
     let blocks = keeper.blocks(&opening).unwrap();
@@ -213,7 +214,7 @@ async fn a_port_opens_when_what_shuts_it_is_removed() {
     soon(switch.remove(&blocks).unwrap().processed())
         .await
         .unwrap();
-    let sent = switch.packet_out(7, &frame).unwrap();
+    let sent = switch.send(&frame).unwrap();
     soon(sent.processed()).await.unwrap();
     assert_eq!(ovs.packets("priority=100,in_port=7"), 1);
     // The announcement still finds its way to OVN.
@@ -250,10 +251,14 @@ async fn what_the_switch_has_no_room_for_is_its_word_not_silence() {
     ovs.vsctl("set bridge br-int protocols=OpenFlow13");
     let switch = soon(Switch::connect(&ovs.management())).await.unwrap();
     // Of a number that a port may have, and none has: taken, and nothing comes of it.
-    let sent = switch.packet_out(0xfeff, &node_hooks::openflow::rarp(MAC));
-    soon(sent.unwrap().processed()).await.unwrap();
+    let mut packets = PacketOuts::new();
+    let frame = node_hooks::openflow::rarp(MAC).to_vec();
+    packets.push(0xfeff, frame).unwrap();
+    soon(switch.send(&packets).unwrap().processed())
+        .await
+        .unwrap();
     assert!(matches!(
-        switch.packet_out(0xff00, b""),
+        packets.push(0xff00, Vec::new()),
         Err(Error::Port(0xff00))
     ));
     assert!(switch.is_alive());
@@ -289,14 +294,15 @@ async fn a_keeper_survives_a_switch_that_starts_over() {
     soon(state.wait_for(|state| matches!(state, State::Cold { .. })))
         .await
         .unwrap();
-    assert!(!keeper.is_warm());
     let opening = PacketOuts::opening([(7, MAC)]).unwrap();
     ovs.start_switch();
     // As ovn-controller does when the bridge is back.
     ovs.vsctl("set bridge br-int fail-mode=secure");
-    let sent = soon(keeper.send_when_warm(&opening)).await.unwrap();
+    soon(state.wait_for(|state| matches!(state, State::Warm(_))))
+        .await
+        .unwrap();
+    let sent = keeper.send(&opening).unwrap();
     soon(sent.processed()).await.unwrap();
-    assert!(keeper.is_warm());
     ovs.vsctl("del-br br-int");
     soon(state.wait_for(|state| matches!(state, State::Cold { .. })))
         .await

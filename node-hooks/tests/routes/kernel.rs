@@ -1,6 +1,5 @@
 //! What the kernel makes of it.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use node_hooks::announce;
@@ -90,13 +89,16 @@ fn what_a_crash_left_goes_and_what_others_wrote_stays() {
         .unwrap();
     lab.run(crashed.put(&stays, "tap0")).unwrap();
     drop(crashed);
+    // Guests leave, and their routes go as with an interface.
+    lab.ip("route del 10.20.1.11 dev tap1 proto 115");
+    lab.ip("route del 10.20.1.10 dev tap0 proto 115");
+    lab.ip("-6 route del 2001:db8::10 dev tap0 proto 115");
     let routes = uplinked();
-    let keep: BTreeSet<IpAddr> = stays.into_iter().collect();
-    let removed = lab.run(routes.sweep(&keep)).unwrap();
+    let removed = lab.run(routes.sweep()).unwrap();
     assert_eq!(
         removed,
         Removed {
-            routes: 3,
+            routes: 0,
             proxies: 3
         }
     );
@@ -144,15 +146,20 @@ fn an_interface_that_goes_takes_its_routes_along() {
     let lab = Lab::new();
     let routes = uplinked();
     lab.run(routes.put(&vm(), "tap0")).unwrap();
+    // Nothing is left over while there is the route.
+    assert_eq!(lab.run(uplinked().sweep()).unwrap(), Removed::default());
     lab.ip("link del tap0");
-    let removed = lab.run(routes.remove(&vm())).unwrap();
-    assert_eq!(
-        removed,
-        Removed {
-            routes: 0,
-            proxies: 2
-        }
-    );
+    let left = Removed {
+        routes: 0,
+        proxies: 2,
+    };
+    assert_eq!(lab.run(routes.remove(&vm())).unwrap(), left);
+    // Likewise where the process that put them there ended before.
+    lab.run(routes.put(&vm(), "tap1")).unwrap();
+    drop(routes);
+    lab.ip("link del tap1");
+    assert_eq!(lab.run(uplinked().sweep()).unwrap(), left);
+    assert_eq!(lab.proxies(), "");
 }
 
 #[test]

@@ -316,6 +316,64 @@ fn an_interface_that_comes_anew_has_still_to_be_opened() {
 }
 
 #[test]
+fn an_interface_that_comes_anew_during_an_opening_has_still_to_be_opened() {
+    let other = [("p1", "tap9", Some(12))];
+    let gone = [];
+    let back = [("p1", "tap1", Some(7))];
+    for changes in [&[&other[..]][..], &[&gone], &[&gone, &back]] {
+        let mut bench = Bench::new();
+        bench.does(arm_target(1));
+        let opened = opened_frames(&bench.does(command(open(1, 1))));
+        let (ticket, _) = opened.first().unwrap().clone();
+        for now in changes {
+            bench.does(interfaces(now));
+        }
+        bench.does(command(open(1, 2)));
+        let result = Ok(written());
+        let said = outcomes(&bench.says(Input::Opened { ticket, result }));
+        let said: Vec<_> = said.iter().map(|it| (it.command, it.result())).collect();
+        assert_eq!(said, [(1, Came::Failed), (2, Came::Failed)], "{changes:?}");
+        bench.does(interfaces(&other));
+        let again = opened_frames(&bench.does(command(open(1, 3))));
+        assert_eq!(*again[0].1, PacketOuts::opening([(12, MAC)]).unwrap());
+    }
+}
+
+#[test]
+fn what_the_switch_has_for_others_changes_no_opening() {
+    let mut bench = Bench::new();
+    bench.does(arm_target(1));
+    let opened = opened_frames(&bench.does(command(open(1, 1))));
+    let (ticket, _) = opened.first().unwrap().clone();
+    bench.does(interfaces(&[
+        ("p1", "tap1", Some(7)),
+        ("p2", "tap2", Some(8)),
+    ]));
+    let result = Ok(written());
+    let said = outcomes(&bench.says(Input::Opened { ticket, result }));
+    assert_eq!(said[0].result(), Came::Done);
+}
+
+#[test]
+fn who_waits_for_the_opening_of_ports_that_become_others_is_answered() {
+    let mut bench = Bench::new();
+    bench.does(arm_target(1));
+    let opened = opened_frames(&bench.does(command(open(1, 1))));
+    let (ticket, _) = opened.first().unwrap().clone();
+    bench.does(command(open(1, 2)));
+    let mut other = arm(1, agent::Side::Target);
+    other.ports[0].mac = OTHER_MAC.to_string();
+    let said = outcomes(&bench.says(command(to_agent::Message::Arm(other))));
+    let said: Vec<_> = said.iter().map(|it| (it.command, it.result())).collect();
+    assert_eq!(said, [(1, Came::Failed), (2, Came::Failed)]);
+    let again = opened_frames(&bench.does(command(open(1, 3))));
+    assert_eq!(*again[0].1, PacketOuts::opening([(7, OTHER_MAC)]).unwrap());
+    // Nobody waits for the first any more.
+    let result = Ok(written());
+    assert!(bench.does(Input::Opened { ticket, result }).is_empty());
+}
+
+#[test]
 fn what_was_written_for_a_handover_that_is_over_is_nobodys() {
     let mut bench = Bench::new();
     bench.does(arm_target(1));
