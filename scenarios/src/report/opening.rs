@@ -27,6 +27,9 @@ pub struct EarlyOpening {
     pub ovn: Option<i64>,
     /// From the pause to what opens the ports having been written: the first three together.
     pub opened: Option<i64>,
+    /// From the pause to the switch having processed that: the first four together.
+    #[serde(default)]
+    pub open: Option<i64>,
 }
 
 impl EarlyOpening {
@@ -50,6 +53,7 @@ impl EarlyOpening {
             switch: between(sent, processed),
             ovn: between(processed, activated),
             opened: between(paused, sent),
+            open: between(paused, processed),
         }
     }
 
@@ -87,6 +91,7 @@ mod tests {
         assert_eq!((opening.event, opening.stream), (Some(200), Some(350)));
         assert_eq!((opening.packet_out, opening.switch), (Some(40), Some(60)));
         assert_eq!((opening.ovn, opening.opened), (Some(2_250), Some(590)));
+        assert_eq!(opening.open, Some(650));
         let unanswered = Recorded {
             result: OpeningResult::NoAgent,
             heard_to_received_us: None,
@@ -95,5 +100,6 @@ mod tests {
         let opening = EarlyOpening::of(&unanswered, Some(1_000_100), None);
         assert!(!opening.is_opened());
         assert_eq!((opening.event, opening.opened), (Some(200), None));
+        assert_eq!(opening.open, None);
     }
 }

@@ -97,8 +97,8 @@ fn openings(migrations: &[Migration]) -> Option<String> {
         "event µs",
         "stream µs",
         "packet-out µs",
-        "together",
         "switch µs",
+        "together",
         "OVN µs",
     ]);
     for migration in migrations {
@@ -113,8 +113,8 @@ fn openings(migrations: &[Migration]) -> Option<String> {
             micros(opening.event),
             micros(opening.stream),
             micros(opening.packet_out),
-            micros(opening.opened),
             micros(opening.switch),
+            micros(opening.open),
             micros(opening.ovn),
         ]);
     }

@@ -350,7 +350,8 @@ async fn check(
     migration: &report::Migration,
 ) -> Result<Vec<Check>> {
     let mut checks = Checks::default();
-    checks::expectations(&mut checks, migration, &migrate.expect);
+    let rate_hz = bench.scenario.probe.rate_hz;
+    checks::expectations(&mut checks, migration, &migrate.expect, rate_hz);
     // What others write on their own signs is measured as it is.
     if bench.strategy.is_segue() {
         let killed = migrate.kill_controller.is_some();

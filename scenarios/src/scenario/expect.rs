@@ -25,8 +25,9 @@ pub struct Expect {
     pub from_vm_max_lost: Option<u64>,
     /// Most packets that may arrive twice, both directions together.
     pub max_duplicated: Option<u64>,
-    /// Most that the network may add to the hypervisor's pause, in milliseconds.
-    pub max_network_added_ms: Option<f64>,
+    /// For how much longer than the hypervisor's pause packets towards the VM may be lost, in milliseconds: their number at
+    /// the probe's rate.
+    pub max_lost_beyond_pause_ms: Option<u32>,
     /// Least that the flip comes after the guest resumed on the target, in milliseconds: where the
     /// policy keeps its egress for a while.
     pub min_flip_ms: Option<f64>,
@@ -79,7 +80,7 @@ impl Default for Expect {
             to_vm_max_lost: None,
             from_vm_max_lost: None,
             max_duplicated: Some(0),
-            max_network_added_ms: None,
+            max_lost_beyond_pause_ms: None,
             min_flip_ms: None,
             max_flip_ms: Some(MAX_FLIP_MS),
             shown_by_kubectl: false,

@@ -9,6 +9,8 @@ use crate::scenario::{Strategy, Topology};
 pub const LEAST_RUNS: usize = 20;
 /// Most packets lost towards the VM, in the median and in the 99th percentile.
 const MOST_LOST: (f64, f64) = (1.0, 3.0);
+/// Most microseconds from the pause to the open port, in the median and in the 99th percentile.
+const MOST_OPEN_US: (f64, f64) = (1_000.0, 5_000.0);
 
 /// A claim, and whether it held.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,11 +60,24 @@ fn itself(checks: &mut Vec<Check>, segue: &Row) {
     let [lost50, lost99, _] = points(segue.to_vm_lost);
     let [.., lost_from] = points(segue.from_vm_lost);
     let [.., twice] = points(segue.duplicated);
+    let opening = segue.early_opening_us.as_ref();
+    let [open50, open99, _] = points(opening.and_then(|opening| opening.open));
+    let (open_median, open_most) = MOST_OPEN_US;
     for (what, value, limit) in [
         ("p50 of segue's packets lost towards the VM", lost50, median),
         ("p99 of segue's packets lost towards the VM", lost99, most),
         ("max of segue's packets lost from the VM", lost_from, 0.0),
         ("max of segue's duplicates", twice, 0.0),
+        (
+            "p50 of the µs from the pause to segue's open port",
+            open50,
+            open_median,
+        ),
+        (
+            "p99 of the µs from the pause to segue's open port",
+            open99,
+            open_most,
+        ),
     ] {
         checks.push(Check {
             what: format!("{topology}: {what} is at most {limit}"),
@@ -124,14 +139,22 @@ mod tests {
     use super::super::Run;
     use super::super::samples::{figures, run};
     use super::*;
-    use crate::report::Environment;
+    use crate::report::{EarlyOpening, Environment};
+
+    /// A run of segue whose agent opened the port so many microseconds after the pause.
+    fn opened(added: f64, lost: u64, open: i64) -> Run {
+        let mut figures = figures(80.0, added, lost);
+        figures.opening = Some(EarlyOpening {
+            result: "Opened".to_owned(),
+            open: Some(open),
+            ..EarlyOpening::default()
+        });
+        run(Strategy::Segue, figures)
+    }
 
     /// What does not hold, of so many runs of segue that lost these, and of one of each other.
     fn failed(segue: &[u64], others: &[(Strategy, u64)]) -> Vec<String> {
-        let own = segue.iter().map(|&lost| {
-            let added = 1.0;
-            run(Strategy::Segue, figures(80.0, added, lost))
-        });
+        let own = segue.iter().map(|&lost| opened(1.0, lost, 900));
         let others = others.iter().map(|&(strategy, lost)| {
             let added = 10.0;
             run(strategy, figures(80.0, added, lost))
@@ -169,7 +192,7 @@ mod tests {
 
     #[test]
     fn duplicates_losses_from_the_vm_and_failures_are_not_allowed() {
-        let good = || vec![run(Strategy::Segue, figures(80.0, 1.0, 0)); 20];
+        let good = || vec![opened(1.0, 0, 900); 20];
         let failed = |runs: &[Run]| {
             let mut results = Results::of(&Environment::default(), runs);
             results.check();
@@ -190,6 +213,20 @@ mod tests {
             1
         );
         assert_eq!(spoil(|run| run.measured = Err("no".to_owned())), 1);
+    }
+
+    #[test]
+    fn the_port_has_to_be_open_soon_after_the_pause() {
+        let failed = |late: i64, latest: i64| {
+            let mut runs = vec![opened(1.0, 0, late); 19];
+            runs.push(opened(1.0, 0, latest));
+            let mut results = Results::of(&Environment::default(), &runs);
+            results.check();
+            results.checks.iter().filter(|check| !check.passed).count()
+        };
+        assert_eq!(failed(1_000, 5_000), 0);
+        assert_eq!(failed(1_001, 5_000), 1);
+        assert_eq!(failed(1_000, 5_001), 1);
     }
 
     #[test]

@@ -19,7 +19,9 @@ pub struct Picture {
     pub strategy: Strategy,
     /// How the network is laid out.
     pub topology: Topology,
-    /// OVN said that the target's port is activated; an agent has opened it before.
+    /// An agent has opened the target's port.
+    pub opened_ms: Option<f64>,
+    /// OVN said that the target's port is activated.
     pub activated_ms: Option<f64>,
     /// The guest resumed.
     pub resumed_ms: Option<f64>,
@@ -54,7 +56,10 @@ impl Picture {
         let (paused_ns, packets) = (switch.paused_ns?, switch.packets.as_ref()?);
         let timeline = &switch.migration.timeline_us;
         let strategy = switch.migration.strategy.parse().ok()?;
+        let opening = switch.migration.early_opening.as_ref();
+        let opening = opening.filter(|opening| opening.is_opened());
         let picture = Self {
+            opened_ms: opening.and_then(|opening| opening.open).map(millis),
             activated_ms: timeline.activated.map(millis),
             resumed_ms: timeline.resumed.map(millis),
             flipped_ms: timeline.flipped.map(millis),
@@ -68,6 +73,7 @@ impl Picture {
         Self {
             strategy,
             topology,
+            opened_ms: None,
             activated_ms: None,
             resumed_ms: None,
             flipped_ms: None,

@@ -195,6 +195,7 @@ fn draw_moments(
 ) -> Result<()> {
     let mut moments = vec![("pause", 0.0, INK)];
     for (name, at_ms, color) in [
+        ("open", picture.opened_ms, GREEN),
         ("activation", picture.activated_ms, GREEN),
         ("resume", picture.resumed_ms, INK),
         ("flip", picture.flipped_ms, BLUE),
@@ -303,6 +304,7 @@ mod tests {
         let svg = plot(&[&picture(Strategy::OvnKubernetes, 90, 3)]).unwrap();
         for shown in [
             "ovn-kubernetes",
+            "open",
             "activation",
             "resume",
             "flip",

@@ -81,6 +81,9 @@ pub struct Opening {
     pub opened: Option<Distribution>,
     /// From there to the switch having processed that.
     pub switch: Option<Distribution>,
+    /// The four together: from the pause to the open port.
+    #[serde(default)]
+    pub open: Option<Distribution>,
     /// From there to the Southbound telling of the activation.
     pub ovn: Option<Distribution>,
 }
@@ -212,6 +215,7 @@ impl Opening {
             packet_out: of(|opening| opening.packet_out),
             opened: of(|opening| opening.opened),
             switch: of(|opening| opening.switch),
+            open: of(|opening| opening.open),
             ovn: of(|opening| opening.ovn),
         })
     }

@@ -69,7 +69,8 @@ pub(super) fn picture(strategy: Strategy, shut_ms: u32, twice: u32) -> Picture {
     };
     let own: Vec<f64> = every(-50..0).chain(every(45..120)).collect();
     Picture {
-        activated_ms: Some(2.0),
+        opened_ms: Some(0.9),
+        activated_ms: Some(12.0),
         resumed_ms: Some(40.0),
         flipped_ms: (strategy == Strategy::OvnKubernetes).then_some(90.0),
         to_vm: way(
