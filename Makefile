@@ -7,14 +7,13 @@ MAKEFLAGS += --no-print-directory
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/segue
 SUITE ?= trixie
-TARGET := $(or $(CARGO_TARGET_DIR),target)
+# `.cargo/config.toml` names the target, which is the host's own, and has the reasons.
+PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/debug
 # Numbers of VMs that `make bench-flip` measures with; the claims need 100 and 10000.
 SIZES ?= 100,1000,10000
 # Migrations of each strategy in each topology that `make bench-blackout` makes; the claims need 20.
 RUNS ?= 20
-GUEST_TARGET := x86_64-unknown-linux-gnu
-SCENARIOS := $(TARGET)/release/scenarios
-PROBE := $(TARGET)/guest/$(GUEST_TARGET)/release/dataplane-probe
+SCENARIOS := $(PROGRAMS)/scenarios
 # Of other suites than $(SUITE): these bring their own.
 BOOKWORM_FILES := scenarios/files/routed-bookworm.yaml
 SCENARIO_FILES := $(filter-out $(BOOKWORM_FILES),$(sort $(wildcard scenarios/files/*.yaml)))
@@ -49,7 +48,7 @@ test-fast: ovs-bin kubernetes ## unit, property and real-server tests only
 
 test-lab: tools build ## the tests of the lab itself, and of the probe between namespaces (root)
 	$(call say,Tests that need root or time: the probe between namespaces$(comma) the lab itself)
-	@SEGUE_QEMU=$(CACHE)/ovs-bin/qemu-system-x86_64 cargo test -p dataplane-probe -p arp-proxy -p node-hooks -p scenarios -- --ignored --test-threads=1
+	@SEGUE_QEMU=$(CACHE)/ovs-bin/qemu-system-x86_64 cargo test --workspace -- --ignored --test-threads=1
 
 test-scenarios: tools build ## the real migrations only (root)
 	$(call say,Real migrations: $(words $(SCENARIO_FILES)) scenarios)
@@ -92,18 +91,12 @@ kubernetes:
 ovs-bin: image
 	@tools/ovs-bin.sh "$$($(SCENARIOS) lab image --suite $(SUITE) --print)" $(CACHE)/ovs-bin
 
-BINARIES := $(SCENARIOS) $(addprefix $(TARGET)/release/,migration-controller node-hooks arp-proxy)
-build: $(BINARIES) $(PROBE) ## the release binaries and the guest's static probe
-
-# Cargo knows best what is up to date.
-.PHONY: $(BINARIES) $(PROBE)
-$(BINARIES) &:
-	@cargo build --release -p scenarios -p migration-controller -p node-hooks -p arp-proxy
-
-# A target directory of its own: other flags would make Cargo rebuild everything at every switch.
-$(PROBE):
-	@RUSTFLAGS="-C target-feature=+crt-static" CARGO_PROFILE_RELEASE_STRIP=true cargo build --release -p dataplane-probe \
-	    --target $(GUEST_TARGET) --target-dir $(TARGET)/guest
+# Always the whole workspace: for a part of it Cargo would choose other features, and compile dependencies anew. Cargo
+# knows best what is up to date.
+build: $(SCENARIOS) ## all programs, static, as the lab, its guests and the tests run them
+.PHONY: $(SCENARIOS)
+$(SCENARIOS):
+	@cargo build --workspace
 
 lab-up: root tools build ## leave a lab running, to poke at with kubectl, ovn-nbctl and virsh (root)
 	@$(SCENARIOS) lab up --suite $(SUITE)
@@ -113,7 +106,7 @@ lab-down: $(SCENARIOS) ## remove that lab (root)
 
 bench-arp-proxy: root ## how many questions a second arp-proxy answers on one core, and how fast (root)
 	$(call say,arp-proxy: 10$(comma)000 questions a second on one core)
-	@cargo bench -p arp-proxy --bench flood -- --json $(CURDIR)/out/bench-arp-proxy/results.json
+	@cargo bench --profile dev -p arp-proxy --bench flood -- --json $(CURDIR)/out/bench-arp-proxy/results.json
 
 # The sanitizer needs a flag that only nightly takes, or a compiler that is told to behave like one. What is found worth
 # keeping is replayed by an ordinary test, with overflow checks.

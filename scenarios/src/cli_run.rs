@@ -52,7 +52,7 @@ pub(crate) struct PartsArgs {
     #[arg(long, value_name = "PROGRAM", env = "SEGUE_NODE_HOOKS")]
     node_hooks: Option<PathBuf>,
 
-    /// A static dataplane-probe, run in every guest; by default the one that `make build` makes.
+    /// A static dataplane-probe, run in every guest; by default the one beside this program.
     #[arg(long, value_name = "PROGRAM", env = "SEGUE_GUEST_PROBE")]
     guest_probe: Option<PathBuf>,
 
@@ -73,7 +73,6 @@ impl PartsArgs {
     pub(crate) fn parts(&self) -> Result<Parts> {
         let exe = std::env::current_exe().context("path of this program")?;
         let beside = exe.parent().context("the directory of this program")?;
-        let target = beside.parent().context("the target directory")?;
         let built = |given: &Option<PathBuf>, default: PathBuf| {
             let path = given.clone().unwrap_or(default);
             let found = path.canonicalize();
@@ -88,10 +87,7 @@ impl PartsArgs {
             arp_proxy: optional(&self.arp_proxy, "arp-proxy")?,
             node_hooks: optional(&self.node_hooks, "node-hooks")?,
             controller: built(&self.controller, beside.join("migration-controller"))?,
-            probe: built(
-                &self.guest_probe,
-                target.join("guest/x86_64-unknown-linux-gnu/release/dataplane-probe"),
-            )?,
+            probe: built(&self.guest_probe, beside.join("dataplane-probe"))?,
             manifests: self.manifests.canonicalize().with_context(|| {
                 let path = self.manifests.display();
                 format!(

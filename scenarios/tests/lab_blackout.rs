@@ -18,37 +18,14 @@ use scenarios::scenario::{Strategy, Topology};
 
 const SCENARIOS: &str = env!("CARGO_BIN_EXE_scenarios");
 
-/// A program that `make build` has made, in one of these places below the target directory.
-fn built(places: &[&str]) -> Result<PathBuf> {
-    let target = Path::new(SCENARIOS).ancestors().nth(2);
-    let target = target.context("the target directory")?;
-    let mut found = places.iter().map(|place| target.join(place));
-    let found = found.find(|path| path.is_file());
-    found.with_context(|| {
-        format!(
-            "{places:?} are not in {}: run `make build`",
-            target.display()
-        )
-    })
-}
-
 fn bench(name: &str, runs: u8, out: &Path) -> Result<Command> {
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
-    let controller = built(&["release/migration-controller", "debug/migration-controller"])?;
-    let agent = built(&["release/node-hooks", "debug/node-hooks"])?;
-    let probe = built(&["guest/x86_64-unknown-linux-gnu/release/dataplane-probe"])?;
     let mut command = Command::new(SCENARIOS);
     command
         .args(["bench", "blackout", "--name", name, "--runs"])
         .arg(runs.to_string())
         .arg("--manifests")
         .arg(manifests)
-        .arg("--controller")
-        .arg(controller)
-        .arg("--node-hooks")
-        .arg(agent)
-        .arg("--guest-probe")
-        .arg(probe)
         .arg("--out")
         .arg(out);
     Ok(command)

@@ -93,28 +93,25 @@ fn succeeded(output: &Output) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// What is given in this variable, or the first of these below the target directory that is there.
-fn built(variable: &str, places: &[&str]) -> Result<PathBuf> {
+/// What is given in this variable, or the program of this name beside `scenarios`.
+fn built(variable: &str, name: &str) -> Result<PathBuf> {
     if let Some(given) = std::env::var_os(variable) {
         return Ok(given.into());
     }
-    let target = Path::new(SCENARIOS)
-        .ancestors()
-        .nth(2)
-        .context("the target directory")?;
-    let mut places = places.iter().map(|place| target.join(place));
-    let found = places.find(|place| place.is_file());
-    found.with_context(|| format!("`make build` makes what this test runs, or {variable} names it"))
+    let beside = Path::new(SCENARIOS).with_file_name(name);
+    ensure!(
+        beside.is_file(),
+        "`make build` makes {name}, which this test runs, or {variable} names it"
+    );
+    Ok(beside)
 }
 
 fn controller() -> Result<PathBuf> {
-    let places = ["release/migration-controller", "debug/migration-controller"];
-    built("SEGUE_CONTROLLER", &places)
+    built("SEGUE_CONTROLLER", "migration-controller")
 }
 
 fn probe() -> Result<PathBuf> {
-    let place = "guest/x86_64-unknown-linux-gnu/release/dataplane-probe";
-    built("SEGUE_GUEST_PROBE", &[place])
+    built("SEGUE_GUEST_PROBE", "dataplane-probe")
 }
 
 fn wait_for(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {

@@ -131,7 +131,7 @@ impl Certificates {
             dir: self.dir.clone(),
             source,
         };
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
             .build()
             .map_err(|source| TlsError::Verifier {

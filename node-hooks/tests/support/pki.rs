@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -52,7 +52,7 @@ impl Pki {
         let (certificate, key) = self.issue(name);
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.der().clone()).unwrap();
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider = Arc::new(ring::default_provider());
         let clients = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
         let chain = CertificateDer::pem_slice_iter(certificate.as_bytes());
         let mut config = ServerConfig::builder_with_provider(provider)

@@ -36,7 +36,7 @@ async fn connect(
     let mut roots = RootCertStore::empty();
     let root = CertificateDer::from_pem_slice(trusted.pem().as_bytes()).unwrap();
     roots.add(root).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
