@@ -20,7 +20,7 @@ SCENARIO_FILES := $(filter-out $(BOOKWORM_FILES),$(sort $(wildcard scenarios/fil
 comma := ,
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: root help demo test test-fast test-lab test-scenarios bench-flip bench-blackout lint tools build packages image kubernetes ovs-bin lab-up lab-down bench-arp-proxy fuzz-arp-proxy clean
+.PHONY: root help demo test test-fast test-lab test-scenarios bench-flip bench-blackout lint tools build packages image kubernetes image-bin lab-up lab-down bench-arp-proxy fuzz-arp-proxy clean
 
 # What `## ` after a target's name says is what `make help` shows.
 help: ## list the targets
@@ -42,13 +42,13 @@ test: root tools build ## every test: unit, property, real servers, real migrati
 	@$(MAKE) -j1 test-scenarios
 	$(call say,All tests passed)
 
-test-fast: ovs-bin kubernetes ## unit, property and real-server tests only
+test-fast: image-bin kubernetes ## unit, property and real-server tests only
 	$(call say,Unit and property tests and tests against real servers)
 	@cargo test --workspace
 
 test-lab: tools build ## the tests of the lab itself, and of the probe between namespaces (root)
 	$(call say,Tests that need root or time: the probe between namespaces$(comma) the lab itself)
-	@SEGUE_QEMU=$(CACHE)/ovs-bin/qemu-system-x86_64 cargo test --workspace -- --ignored --test-threads=1
+	@SEGUE_QEMU=$(CACHE)/image-bin/qemu-system-x86_64 cargo test --workspace -- --ignored --test-threads=1
 
 test-scenarios: tools build ## the real migrations only (root)
 	$(call say,Real migrations: $(words $(SCENARIO_FILES)) scenarios)
@@ -73,7 +73,7 @@ lint: ## formatting and lints, as errors
 
 # The three take minutes and hardly compete: the first downloads, the others compile.
 tools: packages ## what the others need: the lab's Debian image, kube-apiserver, OVS tools
-	@$(MAKE) -j3 image kubernetes ovs-bin
+	@$(MAKE) -j3 image kubernetes image-bin
 
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "error: the lab needs root: namespaces, mounts and taps" >&2; exit 1; }
@@ -88,8 +88,8 @@ kubernetes:
 	@tools/kubernetes/build.sh >/dev/null
 
 # Open vSwitch's programs out of the lab's image, runnable without root, for the tests of ovsdb-rs and node-hooks.
-ovs-bin: image
-	@tools/ovs-bin.sh "$$($(SCENARIOS) lab image --suite $(SUITE) --print)" $(CACHE)/ovs-bin
+image-bin: image
+	@tools/image-bin.sh "$$($(SCENARIOS) lab image --suite $(SUITE) --print)" $(CACHE)/image-bin
 
 # Always the whole workspace: for a part of it Cargo would choose other features, and compile dependencies anew. Cargo
 # knows best what is up to date.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the directory that holds etcd, kube-apiserver and kubectl; builds them first where needed.
+# Prints the directory that holds etcd, kube-apiserver and kubectl; builds the two that Debian has not first where needed.
 set -euo pipefail
 
 usage() {
@@ -11,9 +11,10 @@ output. Progress and errors go to standard error.
 
   KUBEBUILDER_ASSETS  A directory that has the three already: it is used as it is.
 
-Where it is unset, the versions pinned in go.mod and go.sum are built once, with the Go toolchain
-found in PATH, into ${XDG_CACHE_HOME:-$HOME/.cache}/segue/kubernetes/. That takes about 8 minutes of
-processor time; what an interrupted build has compiled is not compiled again.
+Where it is unset, kube-apiserver and kubectl of the version pinned in go.mod and go.sum are built once,
+with the Go toolchain found in PATH, into ${XDG_CACHE_HOME:-$HOME/.cache}/segue/kubernetes/. That takes
+about 8 minutes of processor time; what an interrupted build has compiled is not compiled again. etcd
+is that of the lab's image: what stands in its place starts the one that tools/image-bin.sh provides.
 
   --if-built          Builds nothing: fails where there is nothing to print.
 EOF
@@ -68,18 +69,22 @@ progress() {
 
 build() {
 	local into=$1 version=$2 stamp=k8s.io/component-base/version minor total
-	local packages=(k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kubectl go.etcd.io/etcd/server/v3)
+	local packages=(k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kubectl)
 	minor=${version#v1.}
 	say "fetching the modules of Kubernetes $version"
 	go list -deps "${packages[@]}" 2>&1 >"$into/deps" | progress "modules fetched" 0
 	total=$(wc -l <"$into/deps")
 	rm "$into/deps"
-	say "building etcd, kube-apiserver and kubectl (minutes, once)"
-	# One invocation: the three share most of their packages. -s -w and no cgo: less to link.
+	say "building kube-apiserver and kubectl (about 8 minutes of processor time, once)"
+	# One invocation: the two share most of their packages. -s -w and no cgo: less to link.
 	go build -v -trimpath \
 		-ldflags "-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=${minor%%.*} -X $stamp.gitTreeState=clean" \
 		-o "$into/" "${packages[@]}" 2>&1 | progress "packages built" "$total"
-	mv "$into/server" "$into/etcd"
+	cat >"$into/etcd" <<-EOF
+		#!/bin/sh
+		exec '$etcd' "\$@"
+	EOF
+	chmod +x "$into/etcd"
 }
 
 if_built=
@@ -108,6 +113,7 @@ fi
 cd "$(dirname "${BASH_SOURCE[0]}")"
 version=$(sed -n 's/^\tk8s\.io\/kubernetes \(v[0-9.]*\).*/\1/p' go.mod)
 pins=$(cat go.mod go.sum | sha256sum)
+etcd=${XDG_CACHE_HOME:-$HOME/.cache}/segue/image-bin/etcd
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/segue/kubernetes
 final=$cache/$version-${pins:0:12}/bin
 
@@ -115,7 +121,7 @@ if [ -z "$(missing "$final")" ]; then
 	echo "$final"
 	exit
 fi
-[ -z "$if_built" ] || die "etcd, kube-apiserver and kubectl are not built yet; \`make tools\` does it."
+[ -z "$if_built" ] || die "kube-apiserver and kubectl are not built yet; \`make tools\` does it."
 
 export GOTOOLCHAIN=local CGO_ENABLED=0 GOWORK=off
 require_go

@@ -93,7 +93,7 @@ fn tools() -> PathBuf {
     let cache = || {
         let home = env::var("HOME").unwrap_or_default();
         let cache = env::var("XDG_CACHE_HOME").unwrap_or_else(|_| format!("{home}/.cache"));
-        Path::new(&cache).join("segue/ovs-bin")
+        Path::new(&cache).join("segue/image-bin")
     };
     env::var("SEGUE_OVS_BIN").map_or_else(|_| cache(), PathBuf::from)
 }

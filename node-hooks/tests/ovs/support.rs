@@ -170,7 +170,7 @@ fn cached() -> Option<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty());
     let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(set("HOME")?).join(".cache")))?;
-    Some(cache.join("segue/ovs-bin"))
+    Some(cache.join("segue/image-bin"))
 }
 
 /// Where a program of Open vSwitch is: `SEGUE_OVS_BIN`, or else where `make tools` puts them, the path and where Debian

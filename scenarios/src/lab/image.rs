@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use jiff::Timestamp;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
@@ -57,10 +58,16 @@ pub(crate) const OWN_DIRS: &[&str] = &[
 const OPTIONS: &[&str] = &[
     "--variant=apt",
     "--aptopt=Acquire::Languages \"none\"",
+    // A mirror that lags can hold a Release file that is past its time; `warn_if_stale` says so.
+    "--aptopt=Acquire::Check-Valid-Until \"false\"",
     "--dpkgopt=path-exclude=/usr/share/man/*",
     "--dpkgopt=path-exclude=/usr/share/doc/*",
     "--dpkgopt=path-exclude=/usr/share/locale/*",
 ];
+
+/// Keeps until when the suite's Release file is valid: the lists themselves are removed at the end.
+const KEEP_VALIDITY: &str = "--customize-hook=sed -n 's/^Valid-Until: //p' \
+    \"$1\"/var/lib/apt/lists/*Release >\"$1/etc/segue-release-valid-until\"";
 
 /// libvirt's QEMU driver does not start without the user and group that it was built for, although another user is
 /// configured; in Debian before 13 a package creates them that the lab has no other use for. Numbers as Debian has them.
@@ -229,6 +236,15 @@ impl Image {
             "mmdebstrap failed ({status}):\n{}",
             last.join("\n")
         );
+        let kept = building.join("etc/segue-release-valid-until");
+        let kept = fs::read_to_string(&kept).with_context(|| kept.display().to_string())?;
+        if let Some(until) = past_validity(&kept, Timestamp::now()) {
+            progress.step(&format!(
+                "warning: the mirror's Release file of {} was valid until {until} only: \
+                 its packages are not the newest",
+                self.suite
+            ));
+        }
         fs::rename(&building, &self.dir).with_context(|| self.dir.display().to_string())
     }
 
@@ -251,7 +267,7 @@ impl Image {
             ])
             .args(OPTIONS)
             .args(self.suite.options())
-            .arg(LIBVIRT_USER)
+            .args([LIBVIRT_USER, KEEP_VALIDITY])
             .arg(format!("--include={}", PACKAGES.join(",")))
             .arg(format!(
                 "--customize-hook=mkdir -p {}",
@@ -284,7 +300,7 @@ pub(crate) fn cache_dir() -> Result<PathBuf> {
 /// A short name for everything that shapes an image, so that a changed recipe never meets an old image.
 fn recipe_hash(suite: &Suite) -> String {
     let recipe = [
-        &[suite.0.as_str(), GUEST_DIR, LIBVIRT_USER],
+        &[suite.0.as_str(), GUEST_DIR, LIBVIRT_USER, KEEP_VALIDITY],
         PACKAGES,
         OWN_DIRS,
         OPTIONS,
@@ -351,6 +367,15 @@ async fn follow(output: impl AsyncRead + Unpin, progress: &dyn Progress) -> Resu
     Ok(last)
 }
 
+/// The first of these dates, one a line as a Release file has them (RFC 2822 with the zone "UTC"), that is over.
+fn past_validity(dates: &str, now: Timestamp) -> Option<&str> {
+    let over = |date: &&str| {
+        let date = date.trim_end_matches("UTC").to_owned() + "+0000";
+        jiff::fmt::rfc2822::parse(&date).is_ok_and(|until| until.timestamp() < now)
+    };
+    dates.lines().find(over)
+}
+
 fn package_version(status: &str, package: &str) -> Option<String> {
     let header = format!("Package: {package}");
     let paragraph = status
@@ -379,6 +404,19 @@ mod tests {
         for bad in ["", "../x", "a b", "-x", "Trixie"] {
             assert!(bad.parse::<Suite>().is_err(), "{bad:?} was accepted");
         }
+    }
+
+    #[test]
+    fn a_release_file_that_is_past_its_time_is_noticed() {
+        let dates = "Sat, 05 Dec 2026 14:02:28 UTC\nSun, 22 Nov 2026 08:14:15 UTC\n";
+        let now = |text: &str| text.parse().unwrap();
+        let past = |at| past_validity(dates, now(at));
+        assert_eq!(past("2026-11-22T08:14:15Z"), None);
+        assert_eq!(
+            past("2026-11-29T00:00:00Z"),
+            Some("Sun, 22 Nov 2026 08:14:15 UTC")
+        );
+        assert_eq!(past_validity("", now("2026-11-29T00:00:00Z")), None);
     }
 
     #[test]

@@ -49,6 +49,7 @@ fn migrations(migrations: &[Migration]) -> String {
     let mut table = new_table(&[
         "VM",
         "from → to",
+        "strategy",
         "outcome",
         "pause ms",
         "wake ms",
@@ -63,6 +64,7 @@ fn migrations(migrations: &[Migration]) -> String {
         table.add_row([
             migration.vm.clone(),
             format!("{} → {}", migration.source, migration.target),
+            migration.strategy.clone(),
             match migration.outcome {
                 Outcome::Succeeded => "succeeded",
                 Outcome::RolledBack => "rolled back",

@@ -135,6 +135,7 @@ impl<'a> Contest<'a> {
             out: None,
         };
         let migrate = Migrate {
+            strategy: None,
             vm: vm.spec.name.clone(),
             to: other(&node).to_owned(),
             cancel_at: None,

@@ -73,6 +73,7 @@ pub struct Runner<'a> {
 const EVIDENCE: &str = "evidence";
 
 /// What a scenario's steps work with.
+#[derive(Clone)]
 struct Bench<'a> {
     lab: &'a Lab,
     cluster: &'a Cluster,
@@ -89,7 +90,18 @@ struct Bench<'a> {
     out: Option<&'a Path>,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    /// The same for a migration that may have a strategy of its own; what it needs of segue runs.
+    async fn handing_over_by(&self, own: Option<Strategy>) -> Result<Bench<'a>> {
+        let strategy = own.unwrap_or(self.scenario.strategy);
+        let segue = conduct::segue_of(strategy, agents::hook(self.scenario.hook));
+        self.cluster.run_segue(segue).await?;
+        Ok(Bench {
+            strategy,
+            ..self.clone()
+        })
+    }
+
     /// An address of a peer that VMs call.
     fn address_of(&self, peer: Peer, family: Family) -> Result<IpAddr> {
         let addresses = match peer {
@@ -314,8 +326,10 @@ async fn take(
     };
     match step {
         Step::Migrate(migrate) => {
-            progress.step(&format!("Migrating {} to {}", migrate.vm, migrate.to));
-            let done = migration::run(bench, vm(&migrate.vm)?, migrate).await?;
+            let bench = bench.handing_over_by(migrate.strategy).await?;
+            let (name, to, strategy) = (&migrate.vm, &migrate.to, bench.strategy);
+            progress.step(&format!("Migrating {name} to {to} ({strategy})"));
+            let done = migration::run(&bench, vm(name)?, migrate).await?;
             report.checks.extend(done.checks);
             report.migrations.push(done.migration);
         }

@@ -212,6 +212,9 @@ pub struct Migrate {
     pub vm: String,
     /// The node to go to.
     pub to: String,
+    /// Who hands its ports over this time, where not the scenario's `strategy`: segue with its agents or without.
+    #[serde(default)]
+    pub strategy: Option<Strategy>,
     /// Delete the migration object once this has happened.
     #[serde(default)]
     pub cancel_at: Option<Moment>,

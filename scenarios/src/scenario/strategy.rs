@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
     /// segue with its agents on the nodes.
+    #[default]
     Segue,
     /// segue's controller alone.
-    #[default]
     SegueAgentless,
     /// Kube-OVN: both chassis and `rarp` from the migration's phase Scheduling on, the target's alone when it has
     /// succeeded.

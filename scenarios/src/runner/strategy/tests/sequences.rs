@@ -124,7 +124,7 @@ fn found(name: &str, variable: &str, below: &str, installed: &str) -> PathBuf {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
     let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(set("HOME")?).join(".cache")));
-    let cached = cache.map(|cache| cache.join("segue/ovs-bin").join(below));
+    let cached = cache.map(|cache| cache.join("segue/image-bin").join(below));
     let places: Vec<PathBuf> = match set(variable) {
         Some(directory) => vec![directory.into()],
         None => cached

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Makes Open vSwitch's programs of a Debian image runnable on this host, without root or chroot: writes
+# Makes programs of a Debian image runnable on this host, without root or chroot: Open vSwitch's, etcd, QEMU. Writes
 # one wrapper per program that starts it through the image's own loader and libraries, whatever the
 # host's libc. The databases' schemas, where the image has them, go into OUTDIR/schemas. Tests look in
-# ${XDG_CACHE_HOME:-$HOME/.cache}/segue/ovs-bin unless SEGUE_OVS_BIN (and SEGUE_OVN_SCHEMAS) say otherwise.
+# ${XDG_CACHE_HOME:-$HOME/.cache}/segue/image-bin unless SEGUE_OVS_BIN (and SEGUE_OVN_SCHEMAS) say otherwise.
 set -eu
 
 usage() {
     echo "usage: ${0##*/} IMAGE OUTDIR" >&2
-    echo "  IMAGE   root of a Debian file system with openvswitch-switch installed" >&2
+    echo "  IMAGE   root of a Debian file system with openvswitch-switch and etcd-server installed" >&2
     echo "  OUTDIR  where to write wrappers for ovsdb-server, ovsdb-tool, ovsdb-client, ovs-appctl," >&2
-    echo "          ovs-vsctl, ovs-ofctl, ovs-vswitchd, and in OUTDIR/schemas Open vSwitch's schema," >&2
+    echo "          ovs-vsctl, ovs-ofctl, ovs-vswitchd, etcd, and in OUTDIR/schemas Open vSwitch's schema," >&2
     echo "          and OVN's if the image has ovn-common; qemu-system-x86_64 if it has that" >&2
     exit 2
 }
@@ -33,16 +33,19 @@ done
 
 # What Debian calls /usr/sbin/ovs-vswitchd leads out of the image: an alternative, by an absolute link.
 for tool in sbin/ovsdb-server bin/ovsdb-tool bin/ovsdb-client bin/ovs-appctl bin/ovs-vsctl bin/ovs-ofctl \
-    lib/openvswitch-switch/ovs-vswitchd; do
+    lib/openvswitch-switch/ovs-vswitchd bin/etcd; do
     if [ ! -x "$image/usr/$tool" ]; then
-        echo "${0##*/}: $image has no /usr/$tool: is openvswitch-switch installed there?" >&2
+        echo "${0##*/}: $image has no /usr/$tool: are openvswitch-switch and etcd-server installed there?" >&2
         exit 1
     fi
+    # A static program takes no loader.
+    start="'$loader' --library-path '$libraries'"
+    "$loader" --verify "$image/usr/$tool" || start=
     wrapper=$out/${tool##*/}
     # Renamed into place, so that a test starting at this moment never runs half a script.
     cat > "$wrapper.new" <<EOF
 #!/bin/sh
-exec '$loader' --library-path '$libraries' '$image/usr/$tool' "\$@"
+exec $start '$image/usr/$tool' "\$@"
 EOF
     chmod +x "$wrapper.new"
     mv "$wrapper.new" "$wrapper"
