@@ -118,6 +118,7 @@ impl Reflector {
             thread::Builder::new()
                 .name("probe-tcp".into())
                 .spawn(move || {
+                    prefer(realtime);
                     runtime.block_on(tcp::serve(listeners, sessions, sockets, may_call, stopped));
                 })?,
         );
@@ -143,6 +144,13 @@ impl Drop for Reflector {
             // A thread that panicked has said so already.
             let _ = thread.join();
         }
+    }
+}
+
+/// Real-time priority for the calling thread, where it is wanted.
+fn prefer(realtime: bool) {
+    if realtime && !sys::prefer_this_thread() {
+        tracing::warn!("real-time priority is not permitted here; it takes CAP_SYS_NICE");
     }
 }
 

@@ -437,6 +437,7 @@ impl TcpThread {
                 events.sink(),
             )
         });
+        let realtime = config.realtime;
         let all = async move {
             let (stream, connections, _) =
                 tokio::join!(maybe(stream), maybe(connections), maybe(answering));
@@ -447,7 +448,12 @@ impl TcpThread {
         };
         let thread = thread::Builder::new()
             .name("probe-tcp".into())
-            .spawn(move || runtime.block_on(all))?;
+            .spawn(move || {
+                if realtime {
+                    sys::prefer_this_thread();
+                }
+                runtime.block_on(all)
+            })?;
         Ok(Some(Self {
             stop,
             hang_up,

@@ -87,7 +87,7 @@ answer <&3 >&3 &
 # One server on port 7000: the reflector, or without one an echo of what comes over TCP.
 serve() {
 	if [ -x /bin/dataplane-probe ]; then
-		dataplane-probe reflect --port 7000 --may-call
+		dataplane-probe reflect --port 7000 --may-call --realtime
 	else
 		nc -ll -p 7000 -e /bin/cat
 	fi
