@@ -20,7 +20,7 @@ SCENARIO_FILES := $(filter-out $(BOOKWORM_FILES),$(sort $(wildcard scenarios/fil
 comma := ,
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: root help demo test test-fast test-lab test-scenarios bench-flip bench-blackout lint tools build packages image kubernetes image-bin lab-up lab-down bench-arp-proxy fuzz-arp-proxy clean
+.PHONY: root help demo test test-fast test-lab test-scenarios bench-flip bench-blackout lint tools build packages image kubernetes image-bin run lab-up lab-down bench-arp-proxy fuzz-arp-proxy clean
 
 # What `## ` after a target's name says is what `make help` shows.
 help: ## list the targets
@@ -29,7 +29,7 @@ help: ## list the targets
 	@echo "Each does its own set-up, is safe to run twice, and can be interrupted."
 	@echo "The first run takes minutes: it builds an image and a Kubernetes server, once per machine, in $(CACHE)."
 
-demo: root tools build ## two real migrations, end to end, with tables of what their peers saw (root)
+demo: root tools build ## real migrations with agents and without, in both topologies; tables of what peers saw (root)
 	$(call say,Migrating a real guest on one switch)
 	@$(SCENARIOS) run --name demo --suite $(SUITE) --out out/demo scenarios/files/one-migration.yaml
 	$(call say,Migrating a real guest between gateways)
@@ -97,6 +97,9 @@ build: $(SCENARIOS) ## all programs, static, as the lab, its guests and the test
 .PHONY: $(SCENARIOS)
 $(SCENARIOS):
 	@cargo build --workspace
+
+run: root tools build ## run the scenarios in FILES="…" on a lab; reports go to out/ (root)
+	@$(SCENARIOS) run --suite $(SUITE) $(or $(FILES),$(error FILES="…" names the scenarios to run, as in scenarios/files/))
 
 lab-up: root tools build ## leave a lab running, to poke at with kubectl, ovn-nbctl and virsh (root)
 	@$(SCENARIOS) lab up --suite $(SUITE)

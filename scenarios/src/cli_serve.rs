@@ -41,9 +41,9 @@ pub(crate) struct KubernetesArgs {
     #[arg(long = "without-role", value_enum, value_name = "ROLE")]
     without_roles: Vec<Role>,
 
-    /// Runs segue's agents as well, one on every node.
+    /// Leaves segue's agents out, which otherwise run on every node.
     #[arg(long)]
-    with_agents: bool,
+    without_agents: bool,
 }
 
 /// What the process tells the one who started it, one JSON document a line.
@@ -66,7 +66,7 @@ impl KubernetesArgs {
     }
 
     pub(crate) fn with_agents(&self) -> bool {
-        self.with_agents
+        !self.without_agents
     }
 }
 
@@ -93,7 +93,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<ExitCode> {
 async fn serve_until(terminate: &mut Signal, args: &ServeArgs) -> Result<()> {
     let lab = Lab::attach(&args.name)?;
     let parts = args.kubernetes.parts()?;
-    let with_agents = args.kubernetes.with_agents;
+    let with_agents = args.kubernetes.with_agents();
     let starting = async {
         let cluster = Cluster::start(&lab, &parts, &Telling).await?;
         if with_agents {
@@ -167,8 +167,8 @@ pub(crate) async fn start(
         .arg(&parts.probe)
         .arg("--manifests")
         .arg(&parts.manifests);
-    if with_agents {
-        command.arg("--with-agents");
+    if !with_agents {
+        command.arg("--without-agents");
     }
     if let Some(node_hooks) = &parts.node_hooks {
         command.arg("--node-hooks").arg(node_hooks);
