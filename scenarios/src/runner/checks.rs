@@ -98,13 +98,8 @@ pub(super) fn port(
     );
 }
 
-/// What the scenario expects of the figures, of a flow with so many packets per second.
-pub(super) fn expectations(
-    checks: &mut Checks,
-    migration: &Migration,
-    expect: &Expect,
-    rate_hz: u32,
-) {
+/// What the scenario expects of the figures.
+pub(super) fn expectations(checks: &mut Checks, migration: &Migration, expect: &Expect) {
     let vm = &migration.vm;
     checks.that(
         format!("the handover of {vm} ends {:?}", expect.outcome),
@@ -121,15 +116,17 @@ pub(super) fn expectations(
         },
     );
     let (to_vm, from_vm) = (&migration.to_vm, &migration.from_vm);
-    checks.at_most(
-        format!("packets lost towards {vm}"),
-        to_vm.lost,
-        expect.to_vm_max_lost,
+    lost(
+        checks,
+        &format!("towards {vm}"),
+        to_vm,
+        expect.to_vm_max_lost_ms,
     );
-    checks.at_most(
-        format!("packets lost from {vm}"),
-        from_vm.lost,
-        expect.from_vm_max_lost,
+    lost(
+        checks,
+        &format!("from {vm}"),
+        from_vm,
+        expect.from_vm_max_lost_ms,
     );
     let twice = to_vm.duplicated + from_vm.duplicated;
     checks.at_most(
@@ -146,28 +143,57 @@ pub(super) fn expectations(
         );
     }
     if let Some(most) = expect.max_lost_beyond_pause_ms {
-        lost_beyond_pause(checks, migration, most, rate_hz);
+        let what = format!("{most} ms longer than it pauses");
+        lost_beyond(checks, migration, &what, migration.pause_ms, most);
+    }
+    if let Some(most) = expect.lost_until_open_ms {
+        let what = format!("{most} ms longer than its port takes to open on the pause");
+        lost_beyond(checks, migration, &what, until_open_ms(migration), most);
     }
     arrived(checks, vm, "towards", to_vm);
     arrived(checks, vm, "from", from_vm);
 }
 
-/// What is lost towards the VM is lost for hardly longer than the hypervisor's pause. Gaps between arrivals would not do: a
-/// guest that has little of its processor answers late what the network delivered in time.
-fn lost_beyond_pause(checks: &mut Checks, migration: &Migration, most_ms: u32, rate_hz: u32) {
-    let vm = &migration.vm;
-    let lost = u32::try_from(migration.to_vm.lost).unwrap_or(u32::MAX);
-    let lost_ms = f64::from(lost) * 1_000.0 / f64::from(rate_hz);
-    let what = format!("packets towards {vm} are lost for {most_ms} ms beyond its pause at most");
-    let beyond = migration.pause_ms.map(|pause_ms| lost_ms - pause_ms);
+/// At most so many packets are lost as are sent in so many milliseconds, where there is a bound.
+fn lost(checks: &mut Checks, way: &str, direction: &Direction, most_ms: Option<u32>) {
+    if let Some(most_ms) = most_ms {
+        let most = direction.packets_in(most_ms.into());
+        let what = format!("packets lost {way}, in {most_ms} ms");
+        checks.at_most(what, direction.lost, Some(most));
+    }
+}
+
+/// What is lost towards the VM is lost for hardly longer than something takes. Gaps between arrivals would not do: a guest
+/// that has little of its processor answers late what the network delivered in time.
+fn lost_beyond(
+    checks: &mut Checks,
+    migration: &Migration,
+    what: &str,
+    takes_ms: Option<f64>,
+    most_ms: u32,
+) {
+    let lost = migration.to_vm.lost;
+    let most = takes_ms.map(|takes_ms| migration.to_vm.packets_in(takes_ms + f64::from(most_ms)));
     checks.that(
-        what,
-        beyond.is_some_and(|beyond| beyond <= f64::from(most_ms)),
-        || match beyond {
-            Some(beyond) => format!("{beyond:.1} ms beyond it"),
-            None => "its pause is not known".to_owned(),
+        format!(
+            "packets towards {} are lost for at most {what}",
+            migration.vm
+        ),
+        most.is_some_and(|most| lost <= most),
+        || match most.zip(takes_ms) {
+            Some((most, takes_ms)) => {
+                format!("{lost} are lost, which may be {most}: it takes {takes_ms:.1} ms")
+            }
+            None => "it is not known how long that takes".to_owned(),
         },
     );
+}
+
+/// From the pause to the open port.
+fn until_open_ms(migration: &Migration) -> Option<f64> {
+    let opening = migration.early_opening.as_ref();
+    let opening = opening.filter(|opening| opening.is_opened());
+    opening.and_then(|opening| opening.open).map(millis)
 }
 
 /// What has to have happened on the way of a migration that succeeded: that the target's port was
@@ -243,9 +269,9 @@ pub(super) fn flows(checks: &mut Checks, vm: &str, flows: &[Flow], expected: &[F
             );
         }
         let (to_vm, from_vm) = (&flow.to_vm, &flow.from_vm);
-        let lost = |way| format!("packets of flow {what} lost {way} it");
-        checks.at_most(lost("towards"), to_vm.lost, expect.to_vm_max_lost);
-        checks.at_most(lost("from"), from_vm.lost, expect.from_vm_max_lost);
+        let way = |way| format!("{way} it, of flow {what}");
+        lost(checks, &way("towards"), to_vm, expect.to_vm_max_lost_ms);
+        lost(checks, &way("from"), from_vm, expect.from_vm_max_lost_ms);
         checks.at_most(
             format!("packets of flow {what} that arrived twice"),
             to_vm.duplicated + from_vm.duplicated,
@@ -320,7 +346,7 @@ fn arrived(checks: &mut Checks, vm: &str, way: &str, direction: &Direction) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{NewConnections, Tcp, Timeline, Tried};
+    use crate::report::{EarlyOpening, NewConnections, Tcp, Timeline, Tried};
     use crate::scenario::{Family, Peer};
 
     fn failed(checks: Checks) -> Vec<String> {
@@ -350,7 +376,7 @@ mod tests {
             tcp_lived_ms: None,
             new_connections: NewConnections::default(),
             heard_from: vec![[172, 31, 0, 11].into()],
-            caveats: Vec::new(),
+            invalid: Vec::new(),
         }
     }
 
@@ -385,24 +411,77 @@ mod tests {
             flows: Vec::new(),
             forbidden: Vec::new(),
             gateway: Vec::new(),
-            caveats: Vec::new(),
+            invalid: Vec::new(),
         }
     }
 
     #[test]
     fn losses_are_held_against_the_pause() {
-        let held = |lost, pause_ms, rate_hz| {
+        let held = |lost, pause_ms, period_us| {
             let mut migration = migration(true, None);
-            (migration.to_vm.lost, migration.pause_ms) = (lost, pause_ms);
-            let mut checks = Checks::default();
-            lost_beyond_pause(&mut checks, &migration, 50, rate_hz);
-            failed(checks).is_empty()
+            migration.pause_ms = pause_ms;
+            let expect = Expect {
+                max_lost_beyond_pause_ms: Some(50),
+                ..Expect::default()
+            };
+            losing(migration, lost, period_us, &expect)
         };
         assert!(held(150, Some(100.0), 1_000));
         assert!(!held(151, Some(100.0), 1_000));
-        assert!(!held(76, Some(100.0), 500));
+        assert!(held(75, Some(100.0), 2_000));
+        assert!(!held(76, Some(100.0), 2_000));
         assert!(held(0, Some(100.0), 1_000));
         assert!(!held(0, None, 1_000));
+    }
+
+    /// Whether nothing is said of what a migration lost towards the VM.
+    fn losing(mut migration: Migration, lost: u64, period_us: u64, expect: &Expect) -> bool {
+        migration.to_vm.lost = lost;
+        migration.to_vm.period_us = period_us;
+        migration.tcp.survived = true;
+        let mut checks = Checks::default();
+        expectations(&mut checks, &migration, expect);
+        !failed(checks).iter().any(|what| what.contains("lost"))
+    }
+
+    #[test]
+    fn losses_are_held_against_the_time_that_the_port_took_to_open() {
+        let held = |lost, open, period_us| {
+            let migration = Migration {
+                early_opening: Some(EarlyOpening {
+                    result: "Opened".to_owned(),
+                    open,
+                    ..EarlyOpening::default()
+                }),
+                ..migration(true, None)
+            };
+            let expect = Expect {
+                lost_until_open_ms: Some(3),
+                ..Expect::default()
+            };
+            losing(migration, lost, period_us, &expect)
+        };
+        assert!(held(3, Some(850), 1_000));
+        assert!(!held(4, Some(850), 1_000));
+        assert!(held(4, Some(1_000), 1_000));
+        // However slow the rate, the one packet that falls into that time is allowed.
+        assert!(held(1, Some(850), 10_000));
+        assert!(!held(2, Some(850), 10_000));
+        assert!(!held(0, None, 1_000));
+    }
+
+    #[test]
+    fn a_bound_of_losses_is_a_time() {
+        let held = |lost, most_ms, period_us| {
+            let expect = Expect {
+                to_vm_max_lost_ms: Some(most_ms),
+                ..Expect::default()
+            };
+            losing(migration(true, None), lost, period_us, &expect)
+        };
+        assert!(held(50, 50, 1_000) && !held(51, 50, 1_000));
+        assert!(held(12, 50, 4_000) && !held(13, 50, 4_000));
+        assert!(held(0, 0, 4_000) && !held(1, 0, 4_000));
     }
 
     #[test]

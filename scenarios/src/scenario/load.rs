@@ -223,6 +223,7 @@ fn check_agents(scenario: &Scenario) -> Result<(), String> {
             ("forge_at", migrate.forge_at.is_some()),
             ("forgeries", expect.forgeries.is_some()),
             ("held_at_least_ms", expect.held_at_least_ms.is_some()),
+            ("lost_until_open_ms", expect.lost_until_open_ms.is_some()),
         ]);
         let mut nodes = BTreeSet::new();
         for fault in &migrate.agents {
@@ -412,7 +413,7 @@ steps:
         let text = GOOD.replace(
             "to: node2}",
             "to: node2, kill_controller: {at: paused, restart_at: ended}, \
-             expect: {outcome: RolledBack, to_vm_max_lost: 3}}",
+             expect: {outcome: RolledBack, to_vm_max_lost_ms: 3}}",
         );
         let scenario = parse(Path::new("x.yaml"), &text).unwrap();
         let Step::Migrate(migrate) = &scenario.steps[0] else {
@@ -423,7 +424,7 @@ steps:
             (kill.at, kill.restart_at),
             (Moment::Paused, Some(Moment::Ended))
         );
-        assert_eq!(migrate.expect.to_vm_max_lost, Some(3));
+        assert_eq!(migrate.expect.to_vm_max_lost_ms, Some(3));
     }
 
     #[test]
