@@ -122,11 +122,16 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// For a stream that should arrive every `period_ns`.
+    /// For a stream that should arrive every `period_ns`: intervals of more than two are gaps.
     pub fn every(period_ns: u64) -> Self {
+        Self::above(period_ns * 2)
+    }
+
+    /// Intervals above `floor_ns` are gaps.
+    pub fn above(floor_ns: u64) -> Self {
         Self {
             last_ns: None,
-            longest: Longest::above(period_ns * 2),
+            longest: Longest::above(floor_ns),
         }
     }
 

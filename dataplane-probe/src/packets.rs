@@ -42,6 +42,9 @@ pub struct Trace {
     /// When it was handed to its sender's kernel. Of what the reflector sent and the client received, the time on its
     /// way is included.
     pub sent: Placed,
+    /// How much later than intended that was. Null where it is not known: of what the reflector sent and none arrived.
+    #[serde(default)]
+    pub late_us: Option<u64>,
     /// When each copy arrived, in order; empty if none did.
     pub arrivals: Vec<Placed>,
 }
@@ -58,6 +61,14 @@ pub struct Placed {
     pub latest_ns: u64,
 }
 
+/// A packet that the client sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sending {
+    pub(crate) sequence: u64,
+    pub(crate) at_ns: u64,
+    pub(crate) late_us: u32,
+}
+
 /// A packet from the reflector that arrived: what both clocks showed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Heard {
@@ -66,6 +77,8 @@ pub(crate) struct Heard {
     pub(crate) host_ns: u64,
     /// When it was sent, on the reflector's.
     pub(crate) remote_ns: u64,
+    /// How much later than intended that was.
+    pub(crate) late_us: u32,
 }
 
 /// What the reflector logged, on its own clock, in the order in which it happened.
@@ -143,10 +156,10 @@ impl<T> Default for Newest<T> {
 }
 
 impl PacketLog {
-    /// Brings both sides together. `sent` are the client's sendings: sequence number and time; `heard` every copy from
-    /// the reflector that arrived, in the order of arrival.
+    /// Brings both sides together. `sent` are the client's sendings; `heard` is every copy from the reflector that
+    /// arrived, in the order of arrival.
     pub(crate) fn assemble(
-        sent: &Newest<(u64, u64)>,
+        sent: &Newest<Sending>,
         heard: &Newest<Heard>,
         remote: &RemoteLog,
         period_ns: u64,
@@ -185,12 +198,13 @@ impl PacketLog {
     }
 }
 
-fn to_vm(sent: &Newest<(u64, u64)>, remote: &RemoteLog, clocks: &Clocks) -> Vec<Trace> {
+fn to_vm(sent: &Newest<Sending>, remote: &RemoteLog, clocks: &Clocks) -> Vec<Trace> {
     let mut traces: Vec<Trace> = sent
         .iter()
-        .map(|&(sequence, at_ns)| Trace {
-            sequence,
-            sent: Placed::at(at_ns),
+        .map(|sending| Trace {
+            sequence: sending.sequence,
+            sent: Placed::at(sending.at_ns),
+            late_us: Some(sending.late_us.into()),
             arrivals: Vec::new(),
         })
         .collect();
@@ -219,12 +233,14 @@ fn from_vm(heard: &Newest<Heard>, remote: &RemoteLog, clocks: &Clocks) -> Vec<Tr
         traces.push(Trace {
             sequence,
             sent,
+            late_us: None,
             arrivals: Vec::new(),
         });
     }
     for copy in heard.iter() {
         let found = traces.binary_search_by_key(&copy.sequence, |trace| trace.sequence);
         if let Some(trace) = found.ok().and_then(|at| traces.get_mut(at)) {
+            trace.late_us = Some(copy.late_us.into());
             trace.arrivals.push(Placed::at(copy.host_ns));
         }
     }
@@ -300,6 +316,14 @@ mod tests {
     /// The reflector's clock began elsewhere.
     const SKEW: u64 = 5_000_000 * MS;
 
+    fn sending(sequence: u64, at_ns: u64) -> Sending {
+        Sending {
+            sequence,
+            at_ns,
+            late_us: 0,
+        }
+    }
+
     /// A machine that is paused from `pause.0` for `pause.1` (client's clock, from 0), with its clock standing still.
     struct World {
         pause: (u64, u64),
@@ -351,7 +375,7 @@ mod tests {
             let mut remote = RemoteLog::default();
             for sequence in 0..self.count {
                 let at = sequence * PERIOD;
-                sent.push((sequence, at));
+                sent.push(sending(sequence, at));
                 if lost_to.contains(&sequence) {
                     continue;
                 }
@@ -368,6 +392,7 @@ mod tests {
                         sequence,
                         host_ns: at + TRIP,
                         remote_ns: self.remote(at),
+                        late_us: 0,
                     });
                 }
             }
@@ -432,7 +457,7 @@ mod tests {
     #[test]
     fn without_a_word_from_the_reflector_losses_are_still_told_apart() {
         let mut sent = Newest::default();
-        (0..3).for_each(|sequence| sent.push((sequence, sequence * PERIOD)));
+        (0..3).for_each(|sequence| sent.push(sending(sequence, sequence * PERIOD)));
         let remote = RemoteLog {
             arrivals: vec![(0, 7), (2, 9)],
             ..RemoteLog::default()
@@ -441,6 +466,30 @@ mod tests {
         let copies: Vec<_> = log.to_vm.iter().map(|it| it.arrivals.len()).collect();
         assert_eq!(copies, [1, 0, 1]);
         assert!(log.from_vm.is_empty());
+    }
+
+    #[test]
+    fn how_late_a_packet_was_sent_is_known_of_all_but_what_the_machine_sent_in_vain() {
+        let mut sent = Newest::default();
+        sent.push(Sending {
+            late_us: 7,
+            ..sending(0, PERIOD)
+        });
+        let mut heard = Newest::default();
+        heard.push(Heard {
+            sequence: 1,
+            host_ns: 2 * PERIOD,
+            remote_ns: SKEW + PERIOD,
+            late_us: 9,
+        });
+        let remote = RemoteLog {
+            sent: vec![(0, SKEW), (1, SKEW + PERIOD)],
+            ..RemoteLog::default()
+        };
+        let log = PacketLog::assemble(&sent, &heard, &remote, PERIOD);
+        let late = |traces: &[Trace]| traces.iter().map(|it| it.late_us).collect::<Vec<_>>();
+        assert_eq!(late(&log.to_vm), [Some(7)]);
+        assert_eq!(late(&log.from_vm), [None, Some(9)]);
     }
 
     #[test]
@@ -457,6 +506,7 @@ mod tests {
             sequence,
             host_ns: host * MS,
             remote_ns: sequence * MS,
+            late_us: 0,
         });
         let clocks = Clocks::new(heard.into_iter(), PERIOD);
         assert_eq!(clocks.heard.len(), 2);
@@ -469,6 +519,7 @@ mod tests {
         let trace = |sequence, arrivals| Trace {
             sequence,
             sent: Placed::at(5),
+            late_us: None,
             arrivals,
         };
         let log = PacketLog {

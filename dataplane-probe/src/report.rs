@@ -207,6 +207,9 @@ pub struct Tcp {
     pub stall_start_ns: Option<u64>,
     /// The echo that ended it.
     pub stall_end_ns: Option<u64>,
+    /// The longest times of more than a period between two arrivals of echo, in order of time.
+    #[serde(default)]
+    pub gaps: Vec<Gap>,
     /// The last echo of all.
     #[serde(default)]
     pub last_echo_ns: Option<u64>,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use socket2::SockAddr;
 
-use super::{IDLE, MAX_SESSIONS, lock};
+use super::{IDLE, MAX_SESSIONS, RESCHEDULE, lock};
 use crate::clock::{MICROSECOND, MILLISECOND, monotonic_ns, nanos};
 use crate::control::{Attempts, Connections, Finished};
 use crate::gaps::Arrivals;
@@ -19,9 +19,6 @@ use crate::packets::{Newest, RemoteLog};
 use crate::sys;
 use crate::wire::{Body, Data, MAX_PACKET, MIN_PACKET, Packet, Received};
 
-/// A sender this far behind does not catch up: the machine did not run, or its clock jumped. What it would have sent
-/// in that time was never due by its own clock.
-const RESCHEDULE_NS: u64 = 100 * MILLISECOND;
 /// Nothing is sent to a client that has been silent for this long: it has most likely gone without a word, and a slow
 /// machine has better things to do. Sending goes on when it is heard of again.
 const SILENCE_NS: u64 = 30_000 * MILLISECOND;
@@ -456,7 +453,7 @@ impl State {
         let behind_ns = now_ns - due_ns;
         let late_us = micros_u32(behind_ns);
         let sender = &mut self.sender;
-        if behind_ns > RESCHEDULE_NS {
+        if behind_ns > nanos(RESCHEDULE) {
             sender.rescheduled += 1;
             sender.longest_reschedule_ns = sender.longest_reschedule_ns.max(behind_ns);
             sender

@@ -218,14 +218,7 @@ impl Parts {
         late_ns: impl Fn(&Interval) -> u64,
         times: impl Fn(&Run) -> (Option<u64>, Option<u64>),
     ) -> Direction {
-        let gap = |interval: &Interval| Gap {
-            start_ns: interval.start_ns,
-            end_ns: interval.end_ns,
-            ms: millis(interval.length_ns().saturating_sub(self.period_ns)),
-            error_ms: millis(interval.error_ns),
-            sender_late_ms: millis(late_ns(interval).min(interval.length_ns())),
-            open: interval.open,
-        };
+        let gap = |interval: &Interval| gap(interval, self.period_ns, late_ns(interval));
         let loss_run = |run: &Run| {
             let (start_ns, end_ns) = times(run);
             LossRun {
@@ -262,6 +255,17 @@ impl Parts {
             receiver_overflow: self.receiver_overflow,
             send_errors: self.send_errors,
         }
+    }
+}
+
+fn gap(interval: &Interval, period_ns: u64, sender_late_ns: u64) -> Gap {
+    Gap {
+        start_ns: interval.start_ns,
+        end_ns: interval.end_ns,
+        ms: millis(interval.length_ns().saturating_sub(period_ns)),
+        error_ms: millis(interval.error_ns),
+        sender_late_ms: millis(sender_late_ns.min(interval.length_ns())),
+        open: interval.open,
     }
 }
 
@@ -348,7 +352,9 @@ fn covers(jump: &Jump, run: &Run) -> bool {
 }
 
 fn tcp(stream: &stream::Outcome, collected: &Collected) -> Tcp {
-    let stall = stream.arrivals.longest().longest();
+    let longest = stream.arrivals.longest();
+    let stall = longest.longest();
+    let gaps = longest.kept();
     let from_vm = collected
         .account
         .as_ref()
@@ -362,6 +368,7 @@ fn tcp(stream: &stream::Outcome, collected: &Collected) -> Tcp {
         }),
         stall_start_ns: stall.map(|stall| stall.start_ns),
         stall_end_ns: stall.map(|stall| stall.end_ns),
+        gaps: gaps.iter().map(|it| gap(it, stream.period_ns, 0)).collect(),
         last_echo_ns: stream.arrivals.last_ns(),
         retransmits: stream.retransmits + from_vm.unwrap_or(0),
         retransmits_to_vm: stream.retransmits,

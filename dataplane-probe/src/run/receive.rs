@@ -197,6 +197,7 @@ impl State {
                 remote_ns: data
                     .intended_ns
                     .saturating_add(u64::from(data.late_us) * MICROSECOND),
+                late_us: data.late_us,
             });
         }
         sink.send(|| Event::Received {

@@ -10,7 +10,7 @@ use super::events::{Event, Sink};
 use super::{Config, Flag, raised};
 use crate::clock::{MICROSECOND, MILLISECOND, monotonic_ns, nanos, sleep_until};
 use crate::pace::{LatenessLog, Schedule, micros_u32};
-use crate::packets::Newest;
+use crate::packets::{Newest, Sending as Logged};
 use crate::sys;
 use crate::wire::{Body, Data, Packet};
 
@@ -37,8 +37,8 @@ pub(super) struct Sent {
     pub(super) shortages: u64,
     pub(super) error: Option<io::Error>,
     pub(super) realtime: bool,
-    /// Sequence numbers and times of day, if they are wanted.
-    pub(super) log: Option<Newest<(u64, u64)>>,
+    /// Every packet, if they are wanted.
+    pub(super) log: Option<Newest<Logged>>,
 }
 
 struct Sender {
@@ -175,7 +175,11 @@ impl Sender {
             }
             behind_before_ns = behind_ns;
             if let Some(log) = &mut outcome.log {
-                log.push((sequence, intended_ns + behind_ns));
+                log.push(Logged {
+                    sequence,
+                    at_ns: intended_ns + behind_ns,
+                    late_us,
+                });
             }
             self.sink.send(|| Event::Sent {
                 seq: sequence,

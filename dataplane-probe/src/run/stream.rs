@@ -60,7 +60,8 @@ pub(super) async fn run(
         error: None,
         sent: 0,
         echoed: 0,
-        arrivals: Arrivals::every(period_ns),
+        // A pause may be hardly longer than the time between two records.
+        arrivals: Arrivals::above(period_ns),
         round_trip: histogram_us(),
         retransmits: 0,
     };

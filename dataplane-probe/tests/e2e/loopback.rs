@@ -416,6 +416,8 @@ fn a_stall_of_the_stream_is_measured() {
         allowed.contains(&stall),
         "a stall of {stall} ms, not {allowed:?}"
     );
+    let longest = tcp.gaps.iter().map(|gap| gap.ms).fold(0.0, f64::max);
+    assert!((longest - stall).abs() < 1e-6, "{:?}", tcp.gaps);
 }
 
 #[test]

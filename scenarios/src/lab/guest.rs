@@ -21,6 +21,8 @@ use super::{
     shell,
 };
 
+/// How many frames a guest's tap holds while nobody reads them: what arrives while the guest is paused must find room.
+pub(crate) const TAP_QUEUE: u32 = 4_000;
 /// What a guest's console says once its network is set up and its programs are started.
 /// It says so after its server on port 7000 has begun to listen.
 const READY: &str = "segue: ready";
@@ -160,8 +162,7 @@ pub async fn plug_as(node: &Host, nic: &Nic, lsp: &str) -> Result<()> {
     node.netns()
         .ip(&[
             format!("tuntap add dev {tap} mode tap"),
-            // What arrives while the guest is paused must find room.
-            format!("link set {tap} txqueuelen 4000 up"),
+            format!("link set {tap} txqueuelen {TAP_QUEUE} up"),
         ])
         .await?;
     node.ovs()

@@ -1,12 +1,14 @@
 //! Processes, by what identifies them for good: the process id together with the time the process started.
 
-use std::{fmt, fs, os::unix::process::CommandExt as _, process::Command, str::FromStr};
+use std::{
+    fmt, fs, os::unix::process::CommandExt as _, process::Command, str::FromStr, time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use nix::{
     errno::Errno,
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, SysconfVar, sysconf},
 };
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +78,23 @@ impl ProcessId {
                 hasten(thread, prompt, libc::SCHED_RR);
             }
         }
+    }
+
+    /// The processor time that those of the process's threads have used so far whose names are `wanted`.
+    pub(crate) fn processor_time(self, wanted: impl Fn(&str) -> bool) -> Result<Duration> {
+        let per_second = sysconf(SysconfVar::CLK_TCK).context("clock ticks a second")?;
+        let per_second =
+            u32::try_from(per_second.unwrap_or(100)).context("clock ticks a second")?;
+        let mut used = None;
+        for thread in self.threads() {
+            let stat = fs::read_to_string(format!("/proc/{}/task/{thread}/stat", self.pid));
+            let stat = stat.ok().and_then(|stat| parse_processor_time(&stat));
+            if let Some((_, ticks)) = stat.filter(|(name, _)| wanted(name)) {
+                *used.get_or_insert(0) += ticks;
+            }
+        }
+        let ticks = used.with_context(|| format!("process {} has no such thread", self.pid))?;
+        Ok(Duration::from_secs(ticks) / per_second)
     }
 
     fn threads(self) -> Vec<i32> {
@@ -174,6 +193,15 @@ fn parse_start_time(stat: &str) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
+/// Name of a thread, and the clock ticks that it has used: fields 2, 14 and 15 of its `stat`.
+fn parse_processor_time(stat: &str) -> Option<(String, u64)> {
+    let (head, rest) = stat.rsplit_once(')')?;
+    let (_, name) = head.split_once('(')?;
+    let mut fields = rest.split_whitespace().skip(11);
+    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some((name.to_owned(), user + system))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,6 +210,19 @@ mod tests {
     fn the_start_time_is_found_behind_an_awkward_command_name() {
         let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 100 200 300";
         assert_eq!(parse_start_time(stat), Some(4711));
+    }
+
+    #[test]
+    fn processor_time_is_that_of_the_threads_meant() {
+        let stat =
+            "7 (CPU 0/TCG) S 1 7 7 0 -1 4194560 1 2 3 4 250 50 7 8 20 0 1 0 4711 100 200 300";
+        assert_eq!(
+            parse_processor_time(stat),
+            Some(("CPU 0/TCG".to_owned(), 300))
+        );
+        let me = ProcessId::of(std::process::id().cast_signed()).unwrap();
+        assert!(me.processor_time(|_| true).is_ok());
+        assert!(me.processor_time(|name| name == "CPU 0/TCG").is_err());
     }
 
     #[test]

@@ -34,8 +34,8 @@ pub struct Flow {
     /// Where the VM opens the flow: the addresses that its peer heard it from, in the order in which
     /// they appeared.
     pub heard_from: Vec<IpAddr>,
-    /// Why the figures may not be what they seem; empty when the probe was on time.
-    pub caveats: Vec<String>,
+    /// Why the figures are not the network's: the guest or the client did not keep up. Empty when valid.
+    pub invalid: Vec<String>,
 }
 
 /// A flow that must never pass.

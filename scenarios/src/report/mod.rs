@@ -4,17 +4,24 @@
 //! node of the lab is a namespace of that machine, so there is one clock. Durations are in
 //! milliseconds. Absent steps and figures are null.
 
+mod baseline;
 mod figures;
 mod flows;
+mod losses;
 mod opening;
+#[cfg(test)]
+pub(crate) mod samples;
 mod table;
 
 use serde::{Deserialize, Serialize};
 
 use crate::scenario::{Outcome, Topology};
 
-pub use figures::{Direction, Interruption, NewConnections, Tcp, network_added_ms};
+pub use baseline::{Baseline, Refused};
+pub use figures::{Direction, Interruption, NewConnections, Pause, Tcp, network_added_ms};
 pub use flows::{Flow, Forbidden, GatewayEntry, Tried};
+pub use losses::Losses;
+pub(crate) use losses::Places;
 pub use opening::EarlyOpening;
 pub use table::render;
 
@@ -32,6 +39,19 @@ pub struct Report {
     pub passed: bool,
     /// What it ran on.
     pub environment: Environment,
+    /// Packets a second, each way, over all flows of a VM together; 0 where it came to none.
+    #[serde(default)]
+    pub rate_hz: u32,
+    /// What the first guest of the lab carried without a migration; null where none came so far.
+    #[serde(default)]
+    pub baseline: Option<Baseline>,
+    /// How often the scenario was run: a second time, at half the rate, where the first run was invalid. What is reported
+    /// is the last.
+    #[serde(default)]
+    pub attempts: u32,
+    /// Why the first run was invalid.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repeated_because: Vec<String>,
     /// The migrations, in the order they began.
     pub migrations: Vec<Migration>,
     /// Measurements without a migration.
@@ -110,8 +130,8 @@ pub struct Migration {
     /// The guest's entries for its gateway; empty in the shared topology, where it has none.
     #[serde(default)]
     pub gateway: Vec<GatewayEntry>,
-    /// Why the figures may not be what they seem; empty when the probe was on time.
-    pub caveats: Vec<String>,
+    /// Why the figures are not the network's: the guest or the client did not keep up. Empty when valid.
+    pub invalid: Vec<String>,
 }
 
 /// When what happened, in microseconds from the pause.
@@ -163,8 +183,8 @@ pub struct Measurement {
     /// Flows that must not pass, and how they fared.
     #[serde(default)]
     pub forbidden: Vec<Forbidden>,
-    /// Why the figures may not be what they seem.
-    pub caveats: Vec<String>,
+    /// Why the figures are not the network's. Empty when valid.
+    pub invalid: Vec<String>,
 }
 
 /// Something that had to hold.
@@ -174,6 +194,19 @@ pub struct Check {
     pub what: String,
     /// What was found where it did not hold.
     pub failure: Option<String>,
+}
+
+impl Report {
+    /// Why the run is invalid, by VM; empty when it is valid.
+    pub fn invalid(&self) -> Vec<String> {
+        let migrations = self.migrations.iter();
+        let migrations = migrations.map(|migration| (&migration.vm, &migration.invalid));
+        let measurements = self.measurements.iter();
+        let measurements = measurements.map(|measured| (&measured.vm, &measured.invalid));
+        let all = migrations.chain(measurements);
+        all.flat_map(|(vm, reasons)| reasons.iter().map(move |reason| format!("{vm}: {reason}")))
+            .collect()
+    }
 }
 
 impl Check {

@@ -1,16 +1,19 @@
 //! The report as a table for people.
 
+use std::fmt::Write as _;
+
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::{Direction, Flow, Measurement, Migration, Report};
+use super::{Baseline, Direction, Flow, Losses, Measurement, Migration, Report};
 use crate::scenario::{Opener, Outcome, PRIMARY, Peer};
 
 /// The report as text: a table of migrations, one of other measurements, the checks that failed.
 pub fn render(report: &Report) -> String {
-    let mut parts = vec![heading(report)];
+    let mut parts = vec![heading(report), offered(report)];
     if !report.migrations.is_empty() {
         parts.push(migrations(&report.migrations));
         parts.push(LEGEND.to_owned());
+        parts.extend(losses(&report.migrations));
     }
     parts.extend(openings(&report.migrations));
     parts.extend(flows(report));
@@ -19,7 +22,8 @@ pub fn render(report: &Report) -> String {
     if !report.measurements.is_empty() {
         parts.push(measurements(&report.measurements));
     }
-    parts.extend(caveats(report));
+    let invalid = report.invalid().into_iter();
+    parts.extend(invalid.map(|reason| format!("invalid: {reason}")));
     parts.push(verdict(report));
     parts.join("\n")
 }
@@ -27,7 +31,8 @@ pub fn render(report: &Report) -> String {
 const LEGEND: &str = "\
 pause: QEMU's STOP to RESUME. wake: RESUME to the guest's first frame. network added: the longest
 gap between arrivals around the pause, less pause and the flow's wake (± a period and the probe's own error).
-lost, twice: packets towards the VM / from it.";
+lost, twice: packets towards the VM / from it. stall: the longest silence of the TCP stream around the pause;
+TCP added: less pause and wake.";
 
 fn heading(report: &Report) -> String {
     let environment = &report.environment;
@@ -45,6 +50,58 @@ fn heading(report: &Report) -> String {
     )
 }
 
+/// The rate, and what it shows without a migration.
+fn offered(report: &Report) -> String {
+    let mut text = format!("{} packets a second each way", report.rate_hz);
+    if let Some(baseline) = &report.baseline {
+        let Baseline {
+            rate_hz,
+            guest_busy,
+            longest_tcp_stall_ms,
+            new_connections,
+            ..
+        } = baseline;
+        // Writing to a string cannot fail.
+        _ = write!(
+            text,
+            "; without a migration, at {rate_hz}: guest busy {:.0} %, longest gap {} / {} ms, longest TCP stall \
+             {longest_tcp_stall_ms:.1} ms, new connections failed {}",
+            guest_busy * 100.0,
+            millis(baseline.to_vm_gap_ms),
+            millis(baseline.from_vm_gap_ms),
+            of(new_connections.failed, new_connections.attempted)
+        );
+    }
+    for reason in &report.repeated_because {
+        _ = write!(text, "\nrepeated at half the rate, because of {reason}");
+    }
+    text
+}
+
+/// Where packets were lost, a line for each direction in which some were.
+fn losses(migrations: &[Migration]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for migration in migrations {
+        let (to_vm, from_vm) = (&migration.to_vm, &migration.from_vm);
+        for (way, losses) in [("towards", to_vm.losses), ("from", from_vm.losses)] {
+            if losses != Losses::default() {
+                lines.push(format!(
+                    "lost {way} {} on its way to {}: {} before the pause, {} at the closed port, {} in the tap's queue, {} \
+                     elsewhere; {} at the receiver's socket, which the network delivered",
+                    migration.vm,
+                    migration.target,
+                    losses.before_pause,
+                    losses.at_closed_port,
+                    losses.in_tap_queue,
+                    losses.elsewhere,
+                    losses.at_socket
+                ));
+            }
+        }
+    }
+    lines
+}
+
 fn migrations(migrations: &[Migration]) -> String {
     let mut table = new_table(&[
         "VM",
@@ -58,6 +115,7 @@ fn migrations(migrations: &[Migration]) -> String {
         "twice",
         "TCP",
         "stall ms",
+        "TCP added ms",
         "new conn. failed",
     ]);
     for migration in migrations {
@@ -80,7 +138,8 @@ fn migrations(migrations: &[Migration]) -> String {
             both(migration, |direction| direction.lost),
             both(migration, |direction| direction.duplicated),
             survived(migration.tcp.survived),
-            format!("{:.1}", migration.tcp.longest_stall_ms),
+            millis(migration.tcp.stall_ms),
+            millis(migration.tcp.added_ms),
             of(
                 migration.new_connections.failed,
                 migration.new_connections.attempted,
@@ -284,25 +343,6 @@ fn survived(survived: bool) -> String {
 
 fn of(failed: u64, attempted: u64) -> String {
     format!("{failed} of {attempted}")
-}
-
-fn caveats(report: &Report) -> Vec<String> {
-    let migrations = report
-        .migrations
-        .iter()
-        .map(|migration| (&migration.vm, &migration.caveats));
-    let measurements = report
-        .measurements
-        .iter()
-        .map(|measured| (&measured.vm, &measured.caveats));
-    migrations
-        .chain(measurements)
-        .flat_map(|(vm, caveats)| {
-            caveats
-                .iter()
-                .map(move |caveat| format!("caveat: {vm}: {caveat}"))
-        })
-        .collect()
 }
 
 fn verdict(report: &Report) -> String {

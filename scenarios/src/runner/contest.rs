@@ -8,7 +8,7 @@ use kube::api::DeleteParams;
 use crate::cluster::{Hook, Parts, Segue};
 use crate::kubevirt::VirtualMachineInstanceMigration;
 use crate::lab::{Lab, Progress};
-use crate::report::{Check, Environment, Migration};
+use crate::report::{Baseline, Check, Environment, Migration};
 use crate::scenario::{
     self, Expect, FoundBy, Gateway, Migrate, Outcome, PortsOf, Probe, Requested, Scenario,
     Strategy, Topology, Vm,
@@ -79,6 +79,15 @@ impl<'a> Contest<'a> {
         Ok(contest)
     }
 
+    /// What the first guest carries without a migration: what is offered in every migration.
+    ///
+    /// # Errors
+    /// When it cannot be measured.
+    pub async fn baseline(&self, progress: &dyn Progress) -> Result<&Baseline> {
+        let vm = self.guests.first().and_then(|guest| guest.vm.as_ref());
+        self.runner.baseline(vm, progress).await
+    }
+
     /// What it runs on.
     pub fn environment(&self) -> &Environment {
         &self.runner.environment
@@ -101,7 +110,8 @@ impl<'a> Contest<'a> {
         {
             self.boot(number, progress).await?;
         }
-        let switched = self.switch(number, strategy).await;
+        let rate_hz = self.baseline(progress).await?.rate_hz;
+        let switched = self.switch(number, strategy, rate_hz).await;
         if switched.is_err()
             && let Some(guest) = self.guests.get_mut(number)
         {
@@ -110,7 +120,7 @@ impl<'a> Contest<'a> {
         switched
     }
 
-    async fn switch(&self, number: usize, strategy: Strategy) -> Result<Switch> {
+    async fn switch(&self, number: usize, strategy: Strategy, rate_hz: u32) -> Result<Switch> {
         let guest = self.guests.get(number).context("no such guest")?;
         let vm = guest.vm.as_ref().context("the guest does not run")?;
         let cluster = &self.runner.cluster;
@@ -130,7 +140,7 @@ impl<'a> Contest<'a> {
             networks: &self.runner.networks,
             scenario: &guest.scenario,
             strategy,
-            log_packets: true,
+            rate_hz,
             migrations: &self.runner.migrations,
             out: None,
         };

@@ -7,20 +7,18 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result};
 use dataplane_probe::packets::PacketLog;
 use dataplane_probe::report as probe;
-use dataplane_probe::run::Config;
+use dataplane_probe::run::Outcome;
 use futures::future::try_join_all;
 
-use crate::report;
+use crate::report::{self, Pause, Places};
 use crate::scenario::{Family, Flow, FlowExpect, Opener, PRIMARY, Peer};
 
 use super::Bench;
 use super::forbidden::{Forbidding, SHUT};
 use super::inside::{Measuring, REFLECTOR, listen};
+use super::rate;
+use super::validity;
 use super::vm::RunningVm;
-
-/// Records of a flow that is not the primary one: enough to see it live, little for the guest to do.
-const STREAM_EVERY: Duration = Duration::from_millis(20);
-const CONNECT_EVERY: Duration = Duration::from_millis(200);
 
 /// One flow in one address family.
 #[derive(Clone, Debug)]
@@ -41,14 +39,27 @@ pub(super) struct Course {
 pub(super) struct Flows {
     measured: Vec<(Course, Measuring)>,
     forbidden: Vec<(Course, Forbidding)>,
+    /// Packets a second over all of them.
+    rate_hz: u32,
 }
 
 /// What came of them.
 pub(super) struct Watched {
-    measured: Vec<(Course, probe::Report)>,
+    measured: Vec<(Course, Outcome)>,
     forbidden: Vec<report::Forbidden>,
-    /// Every packet of the primary flow, if they are wanted.
-    packets: Option<PacketLog>,
+    /// Packets a second over all flows.
+    rate_hz: u32,
+}
+
+/// What is known of a migration, for what its flows show.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Known {
+    /// When the guest did not run.
+    pub pause: Option<Pause>,
+    /// It runs again.
+    pub resumed: Option<SystemTime>,
+    /// What says where packets were lost.
+    pub places: Places,
 }
 
 impl Course {
@@ -62,6 +73,10 @@ impl Course {
             for &family in flow.family.each() {
                 courses.push(Self::of_flow(bench, vm, flow, family)?);
             }
+        }
+        let wanted: Vec<_> = courses.iter().map(|course| course.rate_hz).collect();
+        for (course, share) in courses.iter_mut().zip(rate::shares(&wanted, bench.rate_hz)) {
+            course.rate_hz = share;
         }
         Ok(courses)
     }
@@ -111,23 +126,11 @@ impl Course {
         })
     }
 
-    fn is_primary(&self) -> bool {
-        self.name == PRIMARY
-    }
-
     /// Begins to measure it. What the VM opens is controlled from the client: the way from the peer
     /// to the VM's own address may not be open.
     async fn start(mut self, bench: &Bench<'_>, vm: &RunningVm) -> Result<(Self, Measuring)> {
         let peer = bench.lab.host(self.peer.host())?;
-        let mut config = Config {
-            rate_hz: self.rate_hz,
-            log: bench.log_packets && self.is_primary(),
-            ..Config::new(self.target)
-        };
-        if !self.is_primary() {
-            config.stream_every = Some(STREAM_EVERY);
-            config.connect_every = Some(CONNECT_EVERY);
-        }
+        let mut config = rate::config(self.target, self.rate_hz);
         let mut host = peer;
         if self.opened_by == Opener::Vm {
             let callee = listen(peer, self.target.ip()).await?;
@@ -157,6 +160,7 @@ impl Flows {
         Ok(Self {
             measured,
             forbidden,
+            rate_hz: bench.rate_hz,
         })
     }
 
@@ -167,6 +171,7 @@ impl Flows {
         Ok(Self {
             measured: vec![first.start(bench, vm).await?],
             forbidden: Vec::new(),
+            rate_hz: bench.rate_hz,
         })
     }
 
@@ -187,39 +192,46 @@ impl Flows {
             .measured
             .into_iter()
             .map(|(course, measuring)| async { anyhow::Ok((course, measuring.finish().await?)) });
-        let mut watched = Watched {
-            measured: Vec::new(),
+        Ok(Watched {
+            measured: try_join_all(ending).await?,
             forbidden,
-            packets: None,
-        };
-        for (course, outcome) in try_join_all(ending).await? {
-            if course.is_primary() {
-                watched.packets = outcome.packets;
-            }
-            watched.measured.push((course, outcome.report));
-        }
-        Ok(watched)
+            rate_hz: self.rate_hz,
+        })
     }
 }
 
 impl Watched {
     /// What the probe says of the primary flow.
     pub(super) fn primary(&self) -> Result<&probe::Report> {
-        let (_, report) = self.measured.first().context("no flow was measured")?;
-        Ok(report)
+        let (_, outcome) = self.measured.first().context("no flow was measured")?;
+        Ok(&outcome.report)
     }
 
-    /// Every flow, for the report.
-    pub(super) fn flows(&self, resumed: Option<SystemTime>) -> Vec<report::Flow> {
+    /// Every flow, the primary one first, for the report.
+    pub(super) fn flows(&self, known: Known) -> Vec<report::Flow> {
         let measured = self.measured.iter();
         measured
-            .map(|(course, measured)| course.report(measured, resumed))
+            .map(|(course, outcome)| course.report(outcome, known))
             .collect()
     }
 
-    /// Every packet of the primary flow, if they are wanted.
+    /// Why the figures are not the network's.
+    pub(super) fn invalid(&self, flows: &[report::Flow], pause: Option<Pause>) -> Vec<String> {
+        let of_flow = |flow: &report::Flow| {
+            let reasons = flow.invalid.iter();
+            let told = reasons.map(|reason| format!("flow {}: {reason}", flow.name));
+            told.collect::<Vec<_>>()
+        };
+        let flows = flows.iter().flat_map(of_flow);
+        flows
+            .chain(validity::overfull(self.rate_hz, pause))
+            .collect()
+    }
+
+    /// Every packet of the primary flow, unless the reflector could not be asked.
     pub(super) fn take_packets(&mut self) -> Option<PacketLog> {
-        self.packets.take()
+        let (_, outcome) = self.measured.first_mut()?;
+        outcome.packets.take()
     }
 
     /// Those that must not pass.
@@ -238,10 +250,24 @@ impl Watched {
 }
 
 impl Course {
-    fn report(&self, measured: &probe::Report, resumed: Option<SystemTime>) -> report::Flow {
-        let tcp = report::Tcp::of(measured);
+    fn report(&self, outcome: &Outcome, known: Known) -> report::Flow {
+        let Outcome {
+            report: measured,
+            packets,
+            ..
+        } = outcome;
+        let (to_vm, from_vm) = packets.as_ref().map_or((&[][..], &[][..]), |packets| {
+            (&packets.to_vm, &packets.from_vm)
+        });
+        // Taps drop what goes to the guest.
+        let from_guest = Places {
+            dropped_by_taps: 0,
+            ..known.places
+        };
+        let tcp = report::Tcp::of(measured, known.pause);
         let last = measured.tcp.as_ref().and_then(|tcp| tcp.last_echo_ns);
-        let lived = resumed
+        let lived = known
+            .resumed
             .zip(last)
             .map(|(resumed, last)| millis_from(resumed, last));
         report::Flow {
@@ -250,8 +276,8 @@ impl Course {
             opened_by: self.opened_by,
             target: self.target,
             family: self.family,
-            to_vm: (&measured.to_vm).into(),
-            from_vm: (&measured.from_vm).into(),
+            to_vm: report::Direction::of(&measured.to_vm, to_vm, known.places),
+            from_vm: report::Direction::of(&measured.from_vm, from_vm, from_guest),
             tcp_lived_ms: lived.filter(|_| !tcp.survived),
             tcp,
             new_connections: report::NewConnections::of(measured),
@@ -260,7 +286,7 @@ impl Course {
                 .iter()
                 .map(|caller| caller.address)
                 .collect(),
-            caveats: measured.reasons.clone(),
+            invalid: validity::reasons(measured, packets.as_ref(), known.pause),
         }
     }
 }
@@ -299,7 +325,8 @@ fn forbid(
     let nodes = nodes.iter().map(|node| bench.lab.host(node));
     let nodes = nodes.collect::<Result<Vec<_>>>()?;
     let nic = vm.nics.first().context("a VM without ports")?;
-    Forbidding::start(from, course.target.ip(), course.rate_hz, &nodes, &nic.tap())
+    let rate_hz = course.rate_hz.min(bench.rate_hz);
+    Forbidding::start(from, course.target.ip(), rate_hz, &nodes, &nic.tap())
 }
 
 /// Milliseconds from one time to another, in nanoseconds of Unix time.

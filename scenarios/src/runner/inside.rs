@@ -21,7 +21,7 @@ pub(super) const REFLECTOR: u16 = 7_000;
 const GREETING_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Runs something on a thread of its own in a host's network.
-async fn inside<T: Send + 'static>(
+pub(super) async fn inside<T: Send + 'static>(
     host: &Host,
     name: &str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
@@ -101,7 +101,7 @@ pub(super) struct FirstFrame {
 struct Frames {
     sent: Vec<Sent>,
     /// Why there may have been more.
-    caveat: Option<String>,
+    missed: Option<String>,
 }
 
 /// A frame of the guest's.
@@ -156,7 +156,7 @@ impl FirstFrame {
     /// the first.
     pub(super) async fn after(self, resumed: SystemTime) -> (Awake, Option<String>) {
         self.stop.stop();
-        let Frames { sent, caveat } = self.frames.await.unwrap_or_default();
+        let Frames { sent, missed } = self.frames.await.unwrap_or_default();
         let moment = |sent: &Sent| SystemTime::UNIX_EPOCH + Duration::from_nanos(sent.at_ns);
         let since = |sent: &&Sent| moment(sent) >= resumed;
         let awake = Awake {
@@ -166,7 +166,7 @@ impl FirstFrame {
                 packets.filter(since).map(moment).min()
             },
         };
-        (awake, caveat)
+        (awake, missed)
     }
 }
 
@@ -180,7 +180,7 @@ fn follow(watcher: &mut watch::Watcher) -> Frames {
             Err(error) => break Err(error),
         }
     };
-    let caveat = match ended.and_then(|()| watcher.dropped()) {
+    let missed = match ended.and_then(|()| watcher.dropped()) {
         Ok(0) => None,
         Ok(dropped) => Some(format!(
             "the watch on the target's tap missed {dropped} frames: the guest's first may be among them"
@@ -192,7 +192,7 @@ fn follow(watcher: &mut watch::Watcher) -> Frames {
             ))
         }
     };
-    Frames { sent, caveat }
+    Frames { sent, missed }
 }
 
 fn sent_by_guest(event: &watch::Event) -> Option<Sent> {

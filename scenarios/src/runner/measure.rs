@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use tokio::time::sleep;
 
-use crate::report::{Check, Direction, Measurement, NewConnections, Tcp};
+use crate::report::{Check, Direction, Measurement};
 use crate::scenario::{Outage, Quiet};
 
 use super::Bench;
 use super::checks::{self, Checks};
 use super::dropping::drop_for;
-use super::flows::{Flows, Watched};
+use super::flows::{Flows, Known, Watched};
 use super::inside::REFLECTOR;
 use super::vm::{RunningVm, node_of};
 
@@ -121,17 +121,18 @@ fn seen(checks: &mut Checks, way: &str, vm: &str, dropped: u64, direction: &Dire
 }
 
 fn measurement(what: String, vm: &RunningVm, watched: &Watched) -> Result<Measurement> {
-    let measured = watched.primary()?;
+    let flows = watched.flows(Known::default());
+    let primary = flows.first().context("no flow was measured")?.clone();
     Ok(Measurement {
         what,
         vm: vm.spec.key(),
-        to_vm: (&measured.to_vm).into(),
-        from_vm: (&measured.from_vm).into(),
-        tcp: Tcp::of(measured),
-        new_connections: NewConnections::of(measured),
-        flows: watched.flows(None),
+        to_vm: primary.to_vm,
+        from_vm: primary.from_vm,
+        tcp: primary.tcp,
+        new_connections: primary.new_connections,
         forbidden: watched.forbidden(),
-        caveats: measured.reasons.clone(),
+        invalid: watched.invalid(&flows, None),
+        flows,
     })
 }
 

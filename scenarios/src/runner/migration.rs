@@ -15,7 +15,9 @@ use crate::cluster;
 use crate::kubevirt::VirtualMachineInstanceMigration;
 use crate::lab::Daemon;
 use crate::lab::libvirt::{Fault, MigrateOptions};
-use crate::report::{self, Check, EarlyOpening, Interruption, Timeline, network_added_ms};
+use crate::report::{
+    self, Check, EarlyOpening, Interruption, Pause, Places, Timeline, network_added_ms,
+};
 use crate::scenario::{Failure, Migrate, Moment, Outcome, PortsOf};
 
 use super::Bench;
@@ -23,7 +25,7 @@ use super::agents::{self, Counted};
 use super::checks::{self, Checks};
 use super::conduct::{Conduct, Ending};
 use super::feeders::{self, Followed};
-use super::flows::{Flows, Watched};
+use super::flows::{Flows, Known, Watched};
 use super::forging;
 use super::inside::{self, Awake, FirstFrame};
 use super::killing::Killing;
@@ -32,6 +34,7 @@ use super::moments::Moments;
 use super::place;
 use super::pods;
 use super::shown;
+use super::taps;
 use super::vm::{RunningVm, node_of};
 
 /// What is measured before the migration begins and after it has ended, so that its beginning and
@@ -53,7 +56,7 @@ pub(super) struct Done {
     pub checks: Vec<Check>,
     /// When the guest paused, in nanoseconds of Unix time.
     pub paused_ns: Option<u64>,
-    /// Every packet of the primary flow, if they are wanted.
+    /// Every packet of the primary flow, unless the reflector could not be asked.
     pub packets: Option<PacketLog>,
 }
 
@@ -92,17 +95,18 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
     disturbances.spawn(deceive(bench, vm, &followed, migrate, moments.clone())?);
     create(bench, &followed).await?;
     let ended = async {
-        let (first_frame, ending) = tokio::try_join!(
+        let (first_frame, dropped, ending) = tokio::try_join!(
             watch_target(bench, vm, &followed, &moments),
+            taps::dropped(bench, vm, &followed, &moments),
             conduct.until_over(bench, &followed, &moments),
         )?;
         let mut disturbed = Vec::new();
         while let Some(done) = disturbances.join_next().await {
             disturbed.extend(done.context("a disturbance")??);
         }
-        anyhow::Ok((first_frame, ending, disturbed))
+        anyhow::Ok((first_frame, dropped, ending, disturbed))
     };
-    let (first_frame, ending, disturbed) = tokio::select! {
+    let (first_frame, dropped, ending, disturbed) = tokio::select! {
         ended = timeout(DEADLINE, ended) => match ended {
             Ok(ended) => ended?,
             Err(_) => return Err(late(bench, &followed, &moments, DEADLINE.as_secs()).await),
@@ -116,13 +120,13 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
     let mut watched = flows.finish(vm).await?;
 
     let resumed = moments.at(Moment::Resumed);
-    let (awake, caveat) = match (first_frame, resumed) {
+    let (awake, missed) = match (first_frame, resumed) {
         (Some(watch), Some(resumed)) => watch.after(resumed).await,
         _ => (Awake::default(), None),
     };
-    let mut migration = assemble(vm, &followed, &moments, &ending, awake, &watched)?;
+    let mut migration = assemble(vm, &followed, &moments, &ending, (awake, dropped), &watched)?;
     bench.strategy.as_str().clone_into(&mut migration.strategy);
-    migration.caveats.extend(caveat);
+    migration.invalid.extend(missed);
     let now = place::gateway(bench, vm, place_after(&followed, migration.outcome)).await?;
     migration.gateway = place::compared(&gateway, &now);
     let mut checks = check(bench, vm, &followed, migrate, &migration).await?;
@@ -272,7 +276,7 @@ fn assemble(
     followed: &Followed,
     moments: &Moments,
     ending: &Ending,
-    awake: Awake,
+    (awake, dropped_by_taps): (Awake, u64),
     watched: &Watched,
 ) -> Result<report::Migration> {
     let measured = watched.primary()?;
@@ -303,6 +307,9 @@ fn assemble(
             activated.and_then(unix_micros),
         )
     });
+    let known = known(moments, opening.as_ref(), first_frame, dropped_by_taps);
+    let flows = watched.flows(known);
+    let primary = flows.first().context("no flow was measured")?.clone();
     let copying = moments.at(Moment::Copying);
     let gate_held = moments.at(Moment::Asked).zip(copying);
     let gate_held = gate_held.and_then(|(asked, copying)| micros_between(asked, copying));
@@ -331,15 +338,55 @@ fn assemble(
         network_added_error_ms: added.map(|(_, error)| error),
         early_opening: opening,
         gate_held_ms: gate_held.map(millis),
-        to_vm: (&measured.to_vm).into(),
-        from_vm: (&measured.from_vm).into(),
-        tcp: report::Tcp::of(measured),
-        new_connections: report::NewConnections::of(measured),
-        flows: watched.flows(resumed),
+        to_vm: primary.to_vm,
+        from_vm: primary.from_vm,
+        tcp: primary.tcp,
+        new_connections: primary.new_connections,
         forbidden: watched.forbidden(),
         gateway: Vec::new(),
-        caveats: measured.reasons.clone(),
+        invalid: watched.invalid(&flows, known.pause),
+        flows,
     })
+}
+
+/// What the figures of flows are read with.
+fn known(
+    moments: &Moments,
+    opening: Option<&EarlyOpening>,
+    first_frame: Option<SystemTime>,
+    dropped_by_taps: u64,
+) -> Known {
+    let (paused, resumed) = (moments.at(Moment::Paused), moments.at(Moment::Resumed));
+    let paused_ns = paused.and_then(unix_nanos);
+    Known {
+        pause: paused_ns.map(|paused_ns| Pause {
+            paused_ns,
+            awake_ns: first_frame.or(resumed).and_then(unix_nanos),
+        }),
+        resumed,
+        places: Places {
+            paused_ns,
+            open_ns: opened_at(paused, opening, moments).and_then(unix_nanos),
+            dropped_by_taps,
+        },
+    }
+}
+
+/// When the target's port was open: by its agent's doing, or by OVN's; where there is nothing to open, when what leads to
+/// the guest was changed.
+fn opened_at(
+    paused: Option<SystemTime>,
+    opening: Option<&EarlyOpening>,
+    moments: &Moments,
+) -> Option<SystemTime> {
+    let opened = opening.filter(|opening| opening.is_opened());
+    let after = opened.and_then(|opening| u64::try_from(opening.open?).ok());
+    let by_agent = paused
+        .zip(after)
+        .map(|(paused, micros)| paused + Duration::from_micros(micros));
+    by_agent
+        .or(moments.at(Moment::Activated))
+        .or(moments.at(Moment::Flipped))
 }
 
 async fn check(
@@ -350,8 +397,7 @@ async fn check(
     migration: &report::Migration,
 ) -> Result<Vec<Check>> {
     let mut checks = Checks::default();
-    let rate_hz = bench.scenario.probe.rate_hz;
-    checks::expectations(&mut checks, migration, &migrate.expect, rate_hz);
+    checks::expectations(&mut checks, migration, &migrate.expect);
     // What others write on their own signs is measured as it is.
     if bench.strategy.is_segue() {
         let killed = migrate.kill_controller.is_some();

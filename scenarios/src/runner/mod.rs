@@ -4,6 +4,7 @@
 //! read directly, and the controller's own record is one source among them.
 
 mod agents;
+mod bounds;
 mod checks;
 mod conduct;
 mod contest;
@@ -25,10 +26,13 @@ mod ovn;
 mod place;
 mod pods;
 mod policies;
+mod rate;
 mod shown;
 mod single;
 mod strategy;
 mod surroundings;
+mod taps;
+mod validity;
 mod vm;
 
 use std::collections::BTreeSet;
@@ -40,12 +44,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
 use futures::future::try_join_all;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 
 use crate::cluster::{Cluster, Controller, Parts, Segue};
 use crate::lab::routed::outside_addresses;
 use crate::lab::{Lab, Progress};
-use crate::report::{self, Check, Environment, Report};
+use crate::report::{self, Baseline, Check, Environment, Report};
 use crate::scenario::{Family, Peer, Scenario, Step, Strategy};
 
 pub use contest::{Contest, Switch};
@@ -64,6 +68,8 @@ pub struct Runner<'a> {
     networks: Networks<'a>,
     ovn: Ovn,
     environment: Environment,
+    /// What the first VM carries without a migration.
+    baseline: OnceCell<Baseline>,
     migrations: AtomicU32,
     /// Addresses of VMs that had a place; none may have one in the end.
     placed: BTreeSet<IpAddr>,
@@ -83,8 +89,8 @@ struct Bench<'a> {
     scenario: &'a Scenario,
     /// Who hands ports over.
     strategy: Strategy,
-    /// Every packet of primary flows is kept.
-    log_packets: bool,
+    /// Packets a second, each way, over all flows of a VM together.
+    rate_hz: u32,
     migrations: &'a AtomicU32,
     /// Where the report belongs; none where there is no scenario to report on.
     out: Option<&'a Path>,
@@ -148,17 +154,45 @@ impl<'a> Runner<'a> {
                 .with_arp_proxy(parts.arp_proxy.clone()),
             ovn: Ovn::follow(lab).await?,
             cluster,
+            baseline: OnceCell::new(),
             migrations: AtomicU32::new(1),
             placed: BTreeSet::new(),
         })
     }
 
-    /// Runs one scenario. The report is there even if something broke on the way: then the last
-    /// check says what. Where a check fails, what the hosts say then goes to a directory below `out`,
-    /// where the report belongs.
+    /// Runs one scenario, and where the guest or the client did not keep up a second time, whole and at half the rate.
+    /// Invalid again, it has failed.
+    ///
+    /// The report is there even if something broke on the way: then the last check says what. Where a check fails, what the
+    /// hosts say then goes to a directory below `out`, where the report belongs.
     pub async fn run(
         &mut self,
         scenario: &Scenario,
+        out: &Path,
+        progress: &dyn Progress,
+    ) -> Report {
+        let first = self.attempt(scenario, None, out, progress).await;
+        let invalid = first.invalid();
+        if invalid.is_empty() {
+            return first;
+        }
+        let half = (first.rate_hz / 2).max(1);
+        progress.step(&format!(
+            "Scenario {} is invalid, and is repeated with {half} packets a second: {}",
+            scenario.name,
+            invalid.join("; ")
+        ));
+        let mut second = self.attempt(scenario, Some(half), out, progress).await;
+        second.attempts += 1;
+        second.repeated_because = invalid;
+        second
+    }
+
+    /// Runs a scenario once: at half the rate where that is given, which is the last time then.
+    async fn attempt(
+        &mut self,
+        scenario: &Scenario,
+        half: Option<u32>,
         out: &Path,
         progress: &dyn Progress,
     ) -> Report {
@@ -167,17 +201,29 @@ impl<'a> Runner<'a> {
             scenario: scenario.name.clone(),
             passed: false,
             environment: self.environment.clone(),
+            rate_hz: half.unwrap_or(0),
+            baseline: None,
+            attempts: 1,
+            repeated_because: Vec::new(),
             migrations: Vec::new(),
             measurements: Vec::new(),
             checks: Vec::new(),
         };
-        let ran = self.run_into(scenario, &mut report, out, progress);
+        let ran = self.run_into(scenario, half, &mut report, out, progress);
         if let Err(error) = ran.await {
             report.checks.push(Check {
                 what: "the scenario comes to its end".to_owned(),
                 failure: Some(format!("{error:#}")),
             });
         }
+        let invalid = report.invalid();
+        let mut checks = Checks(std::mem::take(&mut report.checks));
+        checks.that(
+            "the guest and the client keep up",
+            invalid.is_empty(),
+            || invalid.join("; "),
+        );
+        report.checks = checks.0;
         report.passed = report.checks.iter().all(Check::held);
         report
     }
@@ -186,6 +232,7 @@ impl<'a> Runner<'a> {
     async fn run_into(
         &mut self,
         scenario: &Scenario,
+        half: Option<u32>,
         report: &mut Report,
         out: &Path,
         progress: &dyn Progress,
@@ -195,14 +242,16 @@ impl<'a> Runner<'a> {
         let mut vms = Vec::new();
         let ended = self
             .play(
-                scenario,
+                (scenario, half),
                 &mut vms,
                 &mut surroundings,
                 (report, out),
                 progress,
             )
             .await;
-        if ended.is_err() || !report.checks.iter().all(Check::held) {
+        // What is invalid and will be repeated explains nothing.
+        let counts = half.is_some() || report.invalid().is_empty();
+        if counts && (ended.is_err() || !report.checks.iter().all(Check::held)) {
             self.gather(&vms, &out.join(EVIDENCE), progress).await;
         }
         let placed = surroundings.placed();
@@ -230,7 +279,7 @@ impl<'a> Runner<'a> {
 
     async fn play<'s>(
         &'s self,
-        scenario: &'s Scenario,
+        (scenario, half): (&'s Scenario, Option<u32>),
         vms: &mut Vec<RunningVm>,
         surroundings: &mut Surroundings<'s>,
         (report, out): (&mut Report, &'s Path),
@@ -240,6 +289,9 @@ impl<'a> Runner<'a> {
         self.cluster.run_segue(segue).await?;
         policies::apply(self.cluster.client(), &scenario.policies).await?;
         self.boot(scenario, vms, progress).await?;
+        let baseline = self.baseline(vms.first(), progress).await?;
+        report.baseline = Some(baseline.clone());
+        report.rate_hz = half.unwrap_or(baseline.rate_hz);
         let bench = Bench {
             lab: self.lab,
             cluster: &self.cluster,
@@ -248,15 +300,28 @@ impl<'a> Runner<'a> {
             networks: &self.networks,
             scenario,
             strategy: scenario.strategy,
-            log_packets: false,
+            rate_hz: report.rate_hz,
             migrations: &self.migrations,
             out: Some(out),
         };
         surroundings.set_up(&bench, vms).await?;
         for step in &scenario.steps {
             take(&bench, vms, step, report, progress).await?;
+            if half.is_none() && !report.invalid().is_empty() {
+                // It will be repeated as a whole.
+                break;
+            }
         }
         Ok(())
+    }
+
+    /// What a VM carries without a migration: found once, with the first.
+    async fn baseline(&self, vm: Option<&RunningVm>, progress: &dyn Progress) -> Result<&Baseline> {
+        let find = || async {
+            let vm = vm.context("no VM to find the rate with")?;
+            rate::find(self.lab, &self.cluster, vm, progress).await
+        };
+        self.baseline.get_or_try_init(find).await
     }
 
     async fn boot(
@@ -338,6 +403,12 @@ async fn take(
                 "Migrating {} VMs at the same time",
                 migrations.len()
             ));
+            // One machine carries them all.
+            let together = u32::try_from(migrations.len()).unwrap_or(u32::MAX);
+            let bench = &Bench {
+                rate_hz: (bench.rate_hz / together.max(1)).max(1),
+                ..bench.clone()
+            };
             let running = migrations
                 .iter()
                 .map(|migrate| Ok(migration::run(bench, vm(&migrate.vm)?, migrate)))

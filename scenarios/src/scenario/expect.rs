@@ -19,15 +19,18 @@ pub struct Expect {
     /// The long TCP stream lives, or does not; null where it may do either: cut off for seconds, it goes on when its sender
     /// next tries (RFC 6298, section 5.5), which may be after the measurement.
     pub tcp_survives: Option<bool>,
-    /// Most packets that may be lost towards the VM.
-    pub to_vm_max_lost: Option<u64>,
-    /// Most packets that may be lost from the VM.
-    pub from_vm_max_lost: Option<u64>,
+    /// For how long packets towards the VM may be lost, in milliseconds: their number at the flow's rate, and one at least
+    /// where it is not 0.
+    pub to_vm_max_lost_ms: Option<u32>,
+    /// For how long packets from the VM may be lost.
+    pub from_vm_max_lost_ms: Option<u32>,
     /// Most packets that may arrive twice, both directions together.
     pub max_duplicated: Option<u64>,
-    /// For how much longer than the hypervisor's pause packets towards the VM may be lost, in milliseconds: their number at
-    /// the probe's rate.
+    /// For how much longer than the hypervisor's pause packets towards the VM may be lost, in milliseconds.
     pub max_lost_beyond_pause_ms: Option<u32>,
+    /// For how much longer than from the pause to the open port packets towards the VM may be lost, in milliseconds. The
+    /// target's agent must have opened it.
+    pub lost_until_open_ms: Option<u32>,
     /// Least that the flip comes after the guest resumed on the target, in milliseconds: where the
     /// policy keeps its egress for a while.
     pub min_flip_ms: Option<f64>,
@@ -77,10 +80,11 @@ impl Default for Expect {
         Self {
             outcome: Outcome::Succeeded,
             tcp_survives: Some(true),
-            to_vm_max_lost: None,
-            from_vm_max_lost: None,
+            to_vm_max_lost_ms: None,
+            from_vm_max_lost_ms: None,
             max_duplicated: Some(0),
             max_lost_beyond_pause_ms: None,
+            lost_until_open_ms: None,
             min_flip_ms: None,
             max_flip_ms: Some(MAX_FLIP_MS),
             shown_by_kubectl: false,
@@ -102,10 +106,11 @@ pub struct FlowExpect {
     /// The long TCP stream carried data for at least this long after the guest resumed, in
     /// milliseconds, also where it breaks in the end.
     pub tcp_lives_ms: Option<f64>,
-    /// Most packets that may be lost towards the VM.
-    pub to_vm_max_lost: Option<u64>,
-    /// Most packets that may be lost from the VM.
-    pub from_vm_max_lost: Option<u64>,
+    /// For how long packets towards the VM may be lost, in milliseconds: their number at the flow's rate, and one at least
+    /// where it is not 0.
+    pub to_vm_max_lost_ms: Option<u32>,
+    /// For how long packets from the VM may be lost.
+    pub from_vm_max_lost_ms: Option<u32>,
     /// Most packets that may arrive twice, both directions together.
     pub max_duplicated: Option<u64>,
     /// Nodes whose gateway's addresses the peer hears the VM from, in the order they appear: where
@@ -118,8 +123,8 @@ impl Default for FlowExpect {
         Self {
             tcp_survives: true,
             tcp_lives_ms: None,
-            to_vm_max_lost: None,
-            from_vm_max_lost: None,
+            to_vm_max_lost_ms: None,
+            from_vm_max_lost_ms: None,
             max_duplicated: Some(0),
             heard_from: None,
         }

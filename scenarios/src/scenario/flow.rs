@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Probe {
-    /// Packets a second in each direction.
+    /// Most packets a second in each direction. All flows of a VM together get what its guest carries at ease on the machine,
+    /// in proportion to this.
     pub rate_hz: u32,
     /// Address family. With both, IPv4 is the primary flow and IPv6 one more, at the rate of those.
     pub family: Family,
@@ -43,7 +44,7 @@ pub struct Flow {
     /// Address family.
     #[serde(default)]
     pub family: Family,
-    /// Packets a second in each direction.
+    /// Most packets a second in each direction.
     #[serde(default = "rate_hz")]
     pub rate_hz: u32,
     /// It must never pass: packets, and attempts to connect, to a port that the VM's ACLs shut.

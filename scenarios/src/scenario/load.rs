@@ -235,6 +235,7 @@ fn check_agents(scenario: &Scenario) -> Result<(), String> {
             ("forge_at", migrate.forge_at.is_some()),
             ("forgeries", expect.forgeries.is_some()),
             ("held_at_least_ms", expect.held_at_least_ms.is_some()),
+            ("lost_until_open_ms", expect.lost_until_open_ms.is_some()),
         ]);
         let mut nodes = BTreeSet::new();
         for fault in &migrate.agents {

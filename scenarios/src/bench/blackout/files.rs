@@ -73,8 +73,9 @@ fn put(path: &Path, content: &[u8]) -> Result<()> {
 }
 
 const COLUMNS: &str = "topology,strategy,run,source,target,pause_ms,guest_wake_ms,network_added_ms,to_vm_lost,\
-                       from_vm_lost,to_vm_duplicated,from_vm_duplicated,tcp_stall_ms,activated_ms,flipped_ms,late,\
-                       to_vm_gap_ms,from_vm_gap_ms,event_us,stream_us,packet_out_us,switch_us,ovn_us,lost_at_ms,failure";
+                       from_vm_lost,to_vm_duplicated,from_vm_duplicated,tcp_stall_ms,activated_ms,flipped_ms,invalid,\
+                       to_vm_gap_ms,from_vm_gap_ms,event_us,stream_us,packet_out_us,switch_us,ovn_us,tcp_added_ms,lost_at_ms,\
+                       failure";
 /// Losses of one migration that are told one by one; of more, what is to be known of them is how many there were.
 const TOLD: usize = 20;
 
@@ -109,24 +110,26 @@ fn fields(figures: &Figures) -> String {
         from_vm_lost,
         to_vm_duplicated,
         from_vm_duplicated,
-        tcp_stall_ms,
-        late,
+        invalid,
         to_vm_gap_ms,
         from_vm_gap_ms,
         ..
     } = figures;
     let millis = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.3}"));
-    let [pause, wake, added, activated, flipped] = [
+    let [pause, wake, added, stall, tcp_added, activated, flipped] = [
         figures.pause_ms,
         figures.guest_wake_ms,
         figures.network_added_ms,
+        figures.tcp_stall_ms,
+        figures.tcp_added_ms,
         figures.activated_ms,
         figures.flipped_ms,
     ]
     .map(millis);
     format!(
         "{source},{target},{pause},{wake},{added},{to_vm_lost},{from_vm_lost},{to_vm_duplicated},{from_vm_duplicated},\
-         {tcp_stall_ms:.3},{activated},{flipped},{late},{},{},{},{},",
+         {stall},{activated},{flipped},{},{},{},{},{tcp_added},{},",
+        !invalid.is_empty(),
         millis(*to_vm_gap_ms),
         millis(*from_vm_gap_ms),
         hops(figures),

@@ -1,15 +1,15 @@
 //! What the guest's peers see of a live migration, by who hands its port over.
 //!
 //! # What is measured
-//! Real migrations of a real guest, between the same two nodes, each seen by a probe that sends 1,000 packets a second
-//! both ways from a third. In each topology there is one lab, and in it one guest for strategies that hand the VM's port
+//! Real migrations of a real guest, between the same two nodes, each seen by a probe that sends both ways from a third, at
+//! the rate that the guest carries at ease. In each topology there is one lab, and in it one guest for strategies that hand the VM's port
 //! over, and one for those that give every pod its own; only one of them moves at a time, and the other idles.
 //!
 //! # Guarantees
 //! - The strategies take turns: what drifts on the machine hits all alike. Each goes there as often as back, and who goes
 //!   before whom changes.
 //! - Every migration is counted: one that did not end as it must is among the failures, with the reason, and the guest is
-//!   started anew.
+//!   started anew. One in which the guest or the client did not keep up is among the invalid ones, and in no figure.
 //!
 //! # Caveats
 //! - What a peer's own software takes to act on a sign is left out (`runner/strategy`).
@@ -22,7 +22,7 @@ use anyhow::{Result, ensure};
 
 use crate::cluster::Parts;
 use crate::lab::{Lab, Progress};
-use crate::report::{EarlyOpening, Environment, Migration};
+use crate::report::{Baseline, EarlyOpening, Environment, Migration};
 use crate::runner::{Contest, Switch};
 use crate::scenario::{Strategy, Topology};
 
@@ -40,7 +40,7 @@ pub use check::{Check, LEAST_RUNS};
 pub use files::{remove_old, write};
 pub use picture::Picture;
 pub use plot::plot;
-pub use results::{Distribution, Failure, Results, Row, SCHEMA};
+pub use results::{Distribution, Failure, Invalid, Rate, Results, Row, SCHEMA};
 pub use table::render;
 
 /// What one migration takes with what is around it, until it is known: for the first estimate.
@@ -61,6 +61,8 @@ pub struct BlackoutSpec {
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
     environment: Environment,
+    /// What the first guest carried without a migration, in each topology.
+    baselines: Vec<(Topology, Baseline)>,
     /// Every migration, in the order in which it happened.
     runs: Vec<Run>,
     /// When the first began, and how many there have been and are to be in all.
@@ -90,7 +92,9 @@ pub(crate) struct Figures {
     pub(crate) from_vm_lost: u64,
     pub(crate) to_vm_duplicated: u64,
     pub(crate) from_vm_duplicated: u64,
-    pub(crate) tcp_stall_ms: f64,
+    /// Around the pause.
+    pub(crate) tcp_stall_ms: Option<f64>,
+    pub(crate) tcp_added_ms: Option<f64>,
     /// From the pause, in milliseconds.
     pub(crate) activated_ms: Option<f64>,
     pub(crate) flipped_ms: Option<f64>,
@@ -98,8 +102,8 @@ pub(crate) struct Figures {
     pub(crate) to_vm_gap_ms: Option<f64>,
     pub(crate) from_vm_gap_ms: Option<f64>,
     pub(crate) opening: Option<EarlyOpening>,
-    /// The probe says that it was late itself.
-    pub(crate) late: bool,
+    /// Why the figures are not the network's.
+    pub(crate) invalid: Vec<String>,
     pub(crate) picture: Option<Picture>,
 }
 
@@ -147,6 +151,8 @@ pub async fn run(
 ) -> Result<()> {
     let mut contest = Contest::start(lab, parts, topology, &spec.strategies, progress).await?;
     measured.environment = contest.environment().clone();
+    let baseline = contest.baseline(progress).await?.clone();
+    measured.baselines.push((topology, baseline));
     for round in 0..spec.runs {
         for strategy in order::of_round(&spec.strategies, round) {
             let left = measured.left(spec.migrations());
@@ -158,6 +164,9 @@ pub async fn run(
                 measured.runs.len() + 1,
                 spec.migrations(),
             ));
+            let say = |what: &str| {
+                progress.step(&format!("{}, {strategy}: {what}", check::named(topology)));
+            };
             let switched = contest.migrate(strategy, progress).await;
             let run = Run {
                 strategy,
@@ -168,9 +177,12 @@ pub async fn run(
                     Err(error) => Err(format!("{error:#}")),
                 },
             };
-            if let Err(error) = &run.measured {
-                let topology = check::named(topology);
-                progress.step(&format!("FAILED: {topology}, {strategy}: {error}"));
+            match &run.measured {
+                Err(error) => say(&format!("FAILED: {error}")),
+                Ok(figures) if !figures.invalid.is_empty() => {
+                    say(&format!("invalid: {}", figures.invalid.join("; ")));
+                }
+                Ok(_) => {}
             }
             measured.runs.push(run);
             done(measured)?;
@@ -184,7 +196,7 @@ pub async fn run(
 impl Measured {
     /// The figures.
     pub fn results(&self) -> Results {
-        Results::of(&self.environment, &self.runs)
+        Results::of(&self.environment, &self.baselines, &self.runs)
     }
 
     /// Whether there is nothing yet.
@@ -201,7 +213,7 @@ impl Measured {
             let median = row.to_vm_lost?.p50;
             let own = self.runs.iter();
             let own = own.filter(|run| (run.strategy, run.topology) == (row.strategy, topology));
-            let figures = own.filter_map(|run| run.measured.as_ref().ok());
+            let figures = own.filter_map(Run::valid);
             let pictures =
                 figures.filter_map(|figures| Some((figures.to_vm_lost, figures.picture.as_ref()?)));
             let off = |lost: u64| (results::count(lost) - median).abs();
@@ -224,6 +236,16 @@ impl Measured {
     }
 }
 
+// === impl Run ===
+
+impl Run {
+    /// What was measured, where it counts.
+    pub(crate) fn valid(&self) -> Option<&Figures> {
+        let figures = self.measured.as_ref().ok();
+        figures.filter(|figures| figures.invalid.is_empty())
+    }
+}
+
 // === impl Figures ===
 
 impl Figures {
@@ -239,7 +261,7 @@ impl Figures {
             tcp,
             timeline_us,
             early_opening,
-            caveats,
+            invalid,
             ..
         } = &switch.migration;
         Self {
@@ -252,13 +274,14 @@ impl Figures {
             from_vm_lost: from_vm.lost,
             to_vm_duplicated: to_vm.duplicated,
             from_vm_duplicated: from_vm.duplicated,
-            tcp_stall_ms: tcp.longest_stall_ms,
+            tcp_stall_ms: tcp.stall_ms,
+            tcp_added_ms: tcp.added_ms,
             activated_ms: timeline_us.activated.map(picture::millis),
             flipped_ms: timeline_us.flipped.map(picture::millis),
             to_vm_gap_ms: to_vm.service_gap_ms,
             from_vm_gap_ms: from_vm.service_gap_ms,
             opening: early_opening.clone(),
-            late: !caveats.is_empty(),
+            invalid: invalid.clone(),
             picture: Picture::of(switch),
         }
     }
@@ -307,7 +330,7 @@ mod tests {
 
     #[test]
     fn the_picture_is_that_of_the_run_nearest_to_the_median() {
-        let lost = [100, 7, 9];
+        let lost = [100, 7, 9, 8];
         let runs = lost.map(|lost| {
             let mut figures = figures(80.0, 1.0, lost);
             figures.picture = Some(Picture {
@@ -317,6 +340,9 @@ mod tests {
                 },
                 ..Picture::empty(Strategy::KubeOvn, Topology::Shared)
             });
+            if lost == 8 {
+                figures.invalid = vec!["the guest was late".to_owned()];
+            }
             run(Strategy::KubeOvn, figures)
         });
         let measured = Measured {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Check;
 use super::{Figures, Run};
-use crate::report::{EarlyOpening, Environment};
+use crate::report::{Baseline, EarlyOpening, Environment};
 use crate::scenario::{Strategy, Topology};
 
 /// The name and version of the format. Within it fields are only ever added.
@@ -17,14 +17,30 @@ pub struct Results {
     pub schema: String,
     /// What it ran on.
     pub environment: Environment,
+    /// What was offered in each topology.
+    #[serde(default)]
+    pub rates: Vec<Rate>,
     /// What was measured, by topology and strategy.
     pub rows: Vec<Row>,
     /// Migrations that did not end as they must, and why.
     #[serde(default)]
     pub failures: Vec<Failure>,
+    /// Migrations in which the guest or the client did not keep up.
+    #[serde(default)]
+    pub invalid: Vec<Invalid>,
     /// The claims that these figures are to bear out; none unless it is asked for.
     #[serde(default)]
     pub checks: Vec<Check>,
+}
+
+/// What was offered in a topology.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rate {
+    /// How the network is laid out.
+    pub topology: Topology,
+    /// The rate, and what it shows without a migration.
+    #[serde(flatten)]
+    pub baseline: Baseline,
 }
 
 /// One strategy in one topology.
@@ -39,9 +55,9 @@ pub struct Row {
     /// Migrations that are not among them: they did not end as they must.
     #[serde(default)]
     pub failed: usize,
-    /// Migrations among them of which the probe says that it was late itself.
+    /// Migrations that are not among them either: the guest or the client did not keep up.
     #[serde(default)]
-    pub late: usize,
+    pub invalid: usize,
     /// STOP on the source to RESUME on the target, from QEMU's own events.
     pub pause_ms: Option<Distribution>,
     /// The longest gap around the pause, less the pause and the guest's wake; not clamped.
@@ -58,8 +74,11 @@ pub struct Row {
     /// Those of them from the VM.
     #[serde(default)]
     pub from_vm_duplicated: Option<Distribution>,
-    /// The longest silence of one long TCP stream.
+    /// The longest silence of one long TCP stream around the pause.
     pub tcp_stall_ms: Option<Distribution>,
+    /// That, less the pause and the guest's wake; not clamped.
+    #[serde(default)]
+    pub tcp_added_ms: Option<Distribution>,
     /// How agents opened the target's port on the pause.
     #[serde(default)]
     pub early_opening_us: Option<Opening>,
@@ -113,11 +132,28 @@ pub struct Failure {
     pub error: String,
 }
 
+/// A migration in which the guest or the client did not keep up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invalid {
+    /// Who handed the port over.
+    pub strategy: Strategy,
+    /// How the network is laid out.
+    pub topology: Topology,
+    /// Which of the strategy's migrations it was, from 1.
+    pub run: usize,
+    /// Why its figures are not the network's.
+    pub reasons: Vec<String>,
+}
+
 // === impl Results ===
 
 impl Results {
     /// The figures of the runs so far, in the order of `topologies` and `strategies`.
-    pub(super) fn of(environment: &Environment, runs: &[Run]) -> Self {
+    pub(super) fn of(
+        environment: &Environment,
+        baselines: &[(Topology, Baseline)],
+        runs: &[Run],
+    ) -> Self {
         let mut rows: Vec<Row> = Vec::new();
         for run in runs {
             let same = |row: &Row| (row.strategy, row.topology) == (run.strategy, run.topology);
@@ -135,11 +171,26 @@ impl Results {
                 error: error.clone(),
             })
         });
+        let invalid = runs.iter().filter_map(|run| {
+            let figures = run.measured.as_ref().ok()?;
+            (!figures.invalid.is_empty()).then(|| Invalid {
+                strategy: run.strategy,
+                topology: run.topology,
+                run: run.number,
+                reasons: figures.invalid.clone(),
+            })
+        });
+        let rates = baselines.iter().map(|(topology, baseline)| Rate {
+            topology: *topology,
+            baseline: baseline.clone(),
+        });
         Self {
             schema: SCHEMA.to_owned(),
             environment: environment.clone(),
+            rates: rates.collect(),
             rows,
             failures: failures.collect(),
+            invalid: invalid.collect(),
             checks: Vec::new(),
         }
     }
@@ -149,6 +200,18 @@ impl Results {
         [Topology::Shared, Topology::Routed]
             .into_iter()
             .filter(|topology| self.rows.iter().any(|row| row.topology == *topology))
+    }
+
+    /// Packets a second that were offered in a topology; the usual rate where that is not known.
+    pub fn rate_hz(&self, topology: Topology) -> u32 {
+        let mut rates = self.rates.iter();
+        let rate = rates.find(|rate| rate.topology == topology);
+        rate.map_or(1_000, |rate| rate.baseline.rate_hz)
+    }
+
+    /// Whether every migration ended as it must, and enough of each strategy's are valid to speak of them.
+    pub fn is_sound(&self) -> bool {
+        self.failures.is_empty() && self.rows.iter().all(Row::is_sound)
     }
 
     /// The row of a strategy in a topology.
@@ -172,7 +235,8 @@ impl Row {
         let own = runs.iter();
         let own = own.filter(|run| (run.strategy, run.topology) == (strategy, topology));
         let failed = own.clone().filter(|run| run.measured.is_err()).count();
-        let measured: Vec<_> = own.filter_map(|run| run.measured.as_ref().ok()).collect();
+        let ended = own.clone().count() - failed;
+        let measured: Vec<_> = own.filter_map(Run::valid).collect();
         let of = |figure: fn(&Figures) -> Option<f64>| {
             Distribution::of(measured.iter().filter_map(|figures| figure(figures)))
         };
@@ -181,7 +245,7 @@ impl Row {
             topology,
             runs: measured.len(),
             failed,
-            late: measured.iter().filter(|figures| figures.late).count(),
+            invalid: ended - measured.len(),
             pause_ms: of(|figures| figures.pause_ms),
             network_added_ms: of(|figures| figures.network_added_ms),
             to_vm_lost: of(|figures| Some(count(figures.to_vm_lost))),
@@ -191,9 +255,15 @@ impl Row {
             }),
             to_vm_duplicated: of(|figures| Some(count(figures.to_vm_duplicated))),
             from_vm_duplicated: of(|figures| Some(count(figures.from_vm_duplicated))),
-            tcp_stall_ms: of(|figures| Some(figures.tcp_stall_ms)),
+            tcp_stall_ms: of(|figures| figures.tcp_stall_ms),
+            tcp_added_ms: of(|figures| figures.tcp_added_ms),
             early_opening_us: Opening::of(measured.iter().copied()),
         }
+    }
+
+    /// Whether at least half of the migrations that ended as they must are valid.
+    pub fn is_sound(&self) -> bool {
+        self.runs >= self.invalid
     }
 }
 
@@ -289,7 +359,7 @@ mod tests {
             with("Opened", Some(900)),
             with("NoAgent", None),
         ];
-        let results = Results::of(&Environment::default(), &runs);
+        let results = Results::of(&Environment::default(), &[], &runs);
         let opening = results.rows[0].early_opening_us.clone().unwrap();
         assert_eq!(opening.runs, 2);
         assert_eq!(
@@ -297,13 +367,13 @@ mod tests {
             Some((700.0, 900.0))
         );
         assert_eq!(opening.event, None);
-        let none = Results::of(&Environment::default(), &super::super::samples::runs());
+        let none = Results::of(&Environment::default(), &[], &super::super::samples::runs());
         assert!(none.rows.iter().all(|row| row.early_opening_us.is_none()));
     }
 
     #[test]
     fn the_format_is_what_its_readers_expect() {
-        let results = Results::of(&Environment::default(), &runs());
+        let results = Results::of(&Environment::default(), &[], &runs());
         let json = serde_json::to_value(&results).unwrap();
         assert_eq!(json["schema"], "segue.bench-blackout/v1");
         assert!(json["environment"].is_object());
@@ -336,7 +406,7 @@ mod tests {
             measured: Err("the guest does not answer".to_owned()),
             ..runs[0].clone()
         });
-        let results = Results::of(&Environment::default(), &runs);
+        let results = Results::of(&Environment::default(), &[], &runs);
         let row = results.row(Topology::Shared, Strategy::Single).unwrap();
         assert_eq!((row.runs, row.failed), (1, 1));
         assert_eq!(row.to_vm_lost.map(|lost| lost.max), Some(5.0));
@@ -346,12 +416,36 @@ mod tests {
     }
 
     #[test]
+    fn an_invalid_run_is_counted_and_half_of_them_have_to_be_valid() {
+        let invalid = |run: Run| Run {
+            measured: run.measured.map(|figures| Figures {
+                invalid: vec!["the guest was late".to_owned()],
+                ..figures
+            }),
+            ..run
+        };
+        let good = || run(Strategy::Segue, figures(80.0, 0.0, 1));
+        let mut runs = vec![
+            good(),
+            invalid(run(Strategy::Segue, figures(80.0, 0.0, 500))),
+        ];
+        let results = Results::of(&Environment::default(), &[], &runs);
+        let row = &results.rows[0];
+        assert_eq!((row.runs, row.invalid, row.failed), (1, 1, 0));
+        assert_eq!(row.to_vm_lost.map(|lost| lost.max), Some(1.0));
+        assert_eq!(results.invalid[0].reasons, ["the guest was late"]);
+        assert!(results.is_sound());
+        runs.push(invalid(good()));
+        assert!(!Results::of(&Environment::default(), &[], &runs).is_sound());
+    }
+
+    #[test]
     fn a_strategy_that_always_fails_has_a_row_without_figures() {
         let only = Run {
             measured: Err("no".to_owned()),
             ..run(Strategy::Clone, figures(1.0, 1.0, 1))
         };
-        let results = Results::of(&Environment::default(), &[only]);
+        let results = Results::of(&Environment::default(), &[], &[only]);
         let row = results.row(Topology::Shared, Strategy::Clone).unwrap();
         assert_eq!((row.runs, row.failed, row.pause_ms), (0, 1, None));
     }
@@ -361,7 +455,7 @@ mod tests {
         let agentless = run(Strategy::SegueAgentless, figures(80.0, 10.0, 90));
         let mut all = vec![agentless, run(Strategy::KubeOvn, figures(80.0, 12.0, 95))];
         let reference = |runs: &[Run]| {
-            let results = Results::of(&Environment::default(), runs);
+            let results = Results::of(&Environment::default(), &[], runs);
             results.reference(Topology::Shared).map(|row| row.strategy)
         };
         assert_eq!(reference(&all), Some(Strategy::SegueAgentless));

@@ -13,7 +13,8 @@ pub(super) fn figures(pause_ms: f64, network_added_ms: f64, to_vm_lost: u64) -> 
         guest_wake_ms: Some(20.0),
         network_added_ms: Some(network_added_ms),
         to_vm_lost,
-        tcp_stall_ms: pause_ms + network_added_ms + 30.0,
+        tcp_stall_ms: Some(pause_ms + network_added_ms + 30.0),
+        tcp_added_ms: Some(network_added_ms + 10.0),
         activated_ms: Some(1.5),
         ..Figures::default()
     }

@@ -1,9 +1,12 @@
 //! Results as tables for people.
 
+use std::fmt::Write as _;
+
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::check::{Check, named};
 use super::results::{Distribution, Results, Row};
+use crate::report::Baseline;
 use crate::scenario::Topology;
 
 /// The results as text: a table for each topology, the failures, and the claims if there are any.
@@ -27,7 +30,22 @@ pub fn render(results: &Results) -> String {
         parts.extend(rows.filter_map(opening));
     }
     parts.push(LEGEND.to_owned());
-    parts.extend(results.rows.iter().filter_map(late));
+    parts.extend(results.invalid.iter().map(|invalid| {
+        let (topology, strategy) = (named(invalid.topology), invalid.strategy);
+        format!(
+            "invalid, and in no figure: {topology}, {strategy}, run {}: {}",
+            invalid.run,
+            invalid.reasons.join("; ")
+        )
+    }));
+    parts.extend(results.rows.iter().filter(|row| !row.is_sound()).map(|row| {
+        let (topology, strategy) = (named(row.topology), row.strategy);
+        format!(
+            "FAILED: {topology}, {strategy}: {} of {} runs are valid, and half of them have to be",
+            row.runs,
+            row.runs + row.invalid
+        )
+    }));
     parts.extend(results.failures.iter().map(|failure| {
         let (topology, strategy) = (named(failure.topology), failure.strategy);
         format!(
@@ -42,7 +60,8 @@ pub fn render(results: &Results) -> String {
 const LEGEND: &str = "\
 median / 99th percentile / greatest of the runs; of fewer than a hundred the 99th percentile is the greatest.
 pause: QEMU's STOP to RESUME. network added: the longest gap around it, less pause and the flow's wake.
-lost, twice: packets at 1 kHz each way, by sequence number. ×: median, as a multiple of the reference's.";
+lost, twice: packets at the rate that is said above, each way, by sequence number. TCP stall: the longest silence around
+the pause; added: less pause and wake. ×: median, as a multiple of the reference's.";
 
 fn heading(results: &Results, topology: Topology) -> String {
     let what = match topology {
@@ -51,7 +70,21 @@ fn heading(results: &Results, topology: Topology) -> String {
     };
     let reference = results.reference(topology);
     let reference = reference.map_or_else(String::new, |row| format!("; × is to {}", row.strategy));
-    format!("\n{} ({what}){reference}", named(topology))
+    let rate = results.rates.iter().find(|rate| rate.topology == topology);
+    let rate = rate.map_or_else(String::new, |rate| {
+        let Baseline {
+            rate_hz,
+            guest_busy,
+            longest_tcp_stall_ms,
+            ..
+        } = rate.baseline;
+        format!(
+            "; {rate_hz} packets a second, without a migration: guest busy {:.0} %, longest TCP stall \
+             {longest_tcp_stall_ms:.1} ms",
+            guest_busy * 100.0
+        )
+    });
+    format!("\n{} ({what}){reference}{rate}", named(topology))
 }
 
 fn figures(results: &Results, topology: Topology) -> String {
@@ -70,6 +103,7 @@ fn figures(results: &Results, topology: Topology) -> String {
         "twice from VM",
         "TCP stall ms",
         "×",
+        "TCP added ms",
     ]);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -93,16 +127,21 @@ fn figures(results: &Results, topology: Topology) -> String {
             packets(row.from_vm_duplicated),
             millis(row.tcp_stall_ms),
             times(|row| row.tcp_stall_ms),
+            millis(row.tcp_added_ms),
         ]);
     }
     table.to_string()
 }
 
 fn runs(row: &Row) -> String {
-    match row.failed {
-        0 => row.runs.to_string(),
-        failed => format!("{} + {failed} FAILED", row.runs),
+    let mut text = row.runs.to_string();
+    for (count, what) in [(row.invalid, "invalid"), (row.failed, "FAILED")] {
+        if count > 0 {
+            // Writing to a string cannot fail.
+            _ = write!(text, " + {count} {what}");
+        }
     }
+    text
 }
 
 fn millis(distribution: Option<Distribution>) -> String {
@@ -154,16 +193,6 @@ fn opening(row: &Row) -> Option<String> {
     ))
 }
 
-fn late(row: &Row) -> Option<String> {
-    (row.late > 0).then(|| {
-        let (topology, strategy) = (named(row.topology), row.strategy);
-        format!(
-            "caveat: {topology}, {strategy}: in {} of {} runs the probe was late itself",
-            row.late, row.runs
-        )
-    })
-}
-
 fn verdict(check: &Check) -> String {
     let Check {
         what,
@@ -184,7 +213,7 @@ mod tests {
 
     #[test]
     fn every_figure_is_shown_with_its_multiple() {
-        let text = render(&Results::of(&Environment::default(), &runs()));
+        let text = render(&Results::of(&Environment::default(), &[], &runs()));
         for shown in [
             "shared (one switch across the nodes); × is to segue",
             "routed (between the nodes' switches); × is to segue",
@@ -205,25 +234,36 @@ mod tests {
     }
 
     #[test]
-    fn failures_caveats_and_claims_are_said() {
+    fn failures_invalid_runs_and_claims_are_said() {
         let mut late = figures(80.0, 0.0, 0);
-        late.late = true;
+        late.invalid = vec!["the guest was late".to_owned()];
         let runs = [
+            run(Strategy::Segue, late.clone()),
             run(Strategy::Segue, late),
+            run(Strategy::Segue, figures(80.0, 0.0, 0)),
             Run {
-                number: 2,
+                number: 4,
                 measured: Err("the guest does not answer".to_owned()),
                 ..run(Strategy::Segue, figures(0.0, 0.0, 0))
             },
         ];
-        let mut results = Results::of(&Environment::default(), &runs);
+        let baseline = Baseline {
+            rate_hz: 500,
+            guest_busy: 0.41,
+            ..Baseline::default()
+        };
+        let baselines = [(Topology::Shared, baseline)];
+        let mut results = Results::of(&Environment::default(), &baselines, &runs);
         results.check();
         let text = render(&results);
         for shown in [
-            "1 + 1 FAILED",
-            "FAILED: shared, segue, run 2: the guest does not answer",
-            "caveat: shared, segue: in 1 of 1 runs the probe was late itself",
-            "FAILED: shared: segue migrates 20 times at least, and never fails: 1 times, and 1 failed",
+            "1 + 2 invalid + 1 FAILED",
+            "FAILED: shared, segue, run 4: the guest does not answer",
+            "invalid, and in no figure: shared, segue, run 1: the guest was late",
+            "FAILED: shared, segue: 1 of 3 runs are valid, and half of them have to be",
+            "FAILED: shared: segue migrates 20 times at least, never fails, and 9 in 10 runs are valid: 3 times, of which \
+             2 are invalid, and 1 failed",
+            "500 packets a second, without a migration: guest busy 41 %",
             "held: shared: max of segue's duplicates is at most 0: 0",
             "FAILED: shared: p50 of the µs from the pause to segue's open port is at most 1000: not measured",
         ] {

@@ -32,7 +32,7 @@ fn a_migration_says_what_happens_to_it() {
     let text = GOOD.replace(
         "to: node2}",
         "to: node2, kill_controller: {at: paused, restart_at: ended}, \
-         expect: {outcome: RolledBack, to_vm_max_lost: 3}}",
+         expect: {outcome: RolledBack, to_vm_max_lost_ms: 3}}",
     );
     let scenario = parse(Path::new("x.yaml"), &text).unwrap();
     let Step::Migrate(migrate) = &scenario.steps[0] else {
@@ -43,7 +43,7 @@ fn a_migration_says_what_happens_to_it() {
         (kill.at, kill.restart_at),
         (Moment::Paused, Some(Moment::Ended))
     );
-    assert_eq!(migrate.expect.to_vm_max_lost, Some(3));
+    assert_eq!(migrate.expect.to_vm_max_lost_ms, Some(3));
 }
 
 #[test]
