@@ -70,7 +70,7 @@ pub mod topology;
 
 pub use client::ClientSpec;
 pub use daemon::Daemon;
-pub use guest::{Accel, Guest, GuestSpec, Neighbour, Nic};
+pub use guest::{Accel, Guest, GuestSpec, Neighbour, Nic, REFLECTOR};
 pub use host::{Host, HostProcess, Role};
 pub use image::{Image, Suite};
 pub use mac::MacAddr;

@@ -132,6 +132,7 @@ impl<'a> Contest<'a> {
             strategy,
             log_packets: true,
             migrations: &self.runner.migrations,
+            captures: None,
             out: None,
         };
         let migrate = Migrate {
@@ -242,6 +243,7 @@ fn scenarios(topology: Topology, strategies: &[Strategy]) -> Vec<Scenario> {
             vms: vec![guest(name, ports_of)],
             probe: Probe::default(),
             flows: Vec::new(),
+            capture: false,
             steps: Vec::new(),
         })
         .collect()

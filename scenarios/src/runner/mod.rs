@@ -4,6 +4,7 @@
 //! read directly, and the controller's own record is one source among them.
 
 mod agents;
+mod capture;
 mod checks;
 mod conduct;
 mod contest;
@@ -51,6 +52,7 @@ use crate::scenario::{Family, Peer, Scenario, Step, Strategy};
 pub use contest::{Contest, Switch};
 pub use single::SingleVm;
 
+use capture::Captures;
 use checks::Checks;
 use networks::Networks;
 use ovn::Ovn;
@@ -85,6 +87,8 @@ struct Bench<'a> {
     /// Every packet of primary flows is kept.
     log_packets: bool,
     migrations: &'a AtomicU32,
+    /// Where captures of migrations go, if they are wanted.
+    captures: Option<Captures>,
     /// Where the report belongs; none where there is no scenario to report on.
     out: Option<&'a Path>,
 }
@@ -238,6 +242,10 @@ impl<'a> Runner<'a> {
             strategy: scenario.strategy,
             log_packets: false,
             migrations: &self.migrations,
+            captures: match scenario.capture {
+                true => Some(Captures::below(out)?),
+                false => None,
+            },
             out: Some(out),
         };
         surroundings.set_up(&bench, vms).await?;
