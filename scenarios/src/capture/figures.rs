@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use dataplane_probe::wire::{Body, Data, Received};
+use dataplane_probe::wire::{Body, Data, Packet, Received};
 
 use super::frame::{Carries, Frame, Segment};
 
@@ -131,15 +131,22 @@ impl Figures {
     }
 }
 
+/// The packets to the VM, with their sessions.
+fn to_vm_of(frames: &[Frame]) -> impl Iterator<Item = (u64, Data)> {
+    frames.iter().filter_map(|frame| match frame.carries {
+        Carries::Packet(Packet {
+            session,
+            body: Body::ToVm(data),
+        }) => Some((session, data)),
+        _ => None,
+    })
+}
+
 /// The session with the most packets to the VM: other flows have lower rates.
 fn busiest_session(client: &[Frame]) -> Option<u64> {
     let mut packets = BTreeMap::new();
-    for frame in client {
-        if let Carries::Packet(packet) = frame.carries
-            && let Body::ToVm(_) = packet.body
-        {
-            *packets.entry(packet.session).or_insert(0_u64) += 1;
-        }
+    for (session, _) in to_vm_of(client) {
+        *packets.entry(session).or_insert(0_u64) += 1;
     }
     let busiest = packets.into_iter().max_by_key(|(_, count)| *count);
     busiest.map(|(session, _)| session)
@@ -147,20 +154,10 @@ fn busiest_session(client: &[Frame]) -> Option<u64> {
 
 /// From when the client meant to send its first and its last packet.
 fn period_ns(client: &[Frame], session: u64) -> Option<u64> {
-    let sent = || {
-        client.iter().filter_map(|frame| match frame.carries {
-            Carries::Packet(packet) if packet.session == session => match packet.body {
-                Body::ToVm(data) => Some(data),
-                _ => None,
-            },
-            _ => None,
-        })
-    };
-    let by_sequence = |data: &Data| data.sequence;
-    let (first, last) = (
-        sent().min_by_key(by_sequence)?,
-        sent().max_by_key(by_sequence)?,
-    );
+    let of_session = to_vm_of(client).filter(|(of, _)| *of == session);
+    let mut sent: Vec<_> = of_session.map(|(_, data)| data).collect();
+    sent.sort_by_key(|data| data.sequence);
+    let (first, last) = (sent.first()?, sent.last()?);
     let time = last.intended_ns.checked_sub(first.intended_ns)?;
     time.checked_div(last.sequence - first.sequence)
 }
@@ -318,15 +315,9 @@ impl Connection {
                 connection.sent_ns.push(frame.at_ns);
             }
         }
-        let mut connections = connections.into_values();
-        let first = connections.next()?;
-        Some(connections.fold(first, |busiest, other| {
-            if other.bytes_to_vm > busiest.bytes_to_vm {
-                other
-            } else {
-                busiest
-            }
-        }))
+        connections
+            .into_values()
+            .max_by_key(|connection| connection.bytes_to_vm)
     }
 
     fn figures(&self, silence: Option<Silence>) -> Stream {
