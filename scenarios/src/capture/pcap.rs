@@ -10,7 +10,7 @@ const RECORD_HEADER: usize = 16;
 /// As `tcpdump` and libpcap have it: a longer record is not one.
 const LONGEST: u32 = 262_144;
 
-/// What a file is no capture for, or not one that can be read.
+/// Why a file is not a capture, or not one that can be read.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PcapError {
     /// Shorter than the header of a file.

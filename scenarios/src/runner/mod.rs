@@ -242,10 +242,7 @@ impl<'a> Runner<'a> {
             strategy: scenario.strategy,
             log_packets: false,
             migrations: &self.migrations,
-            captures: match scenario.capture {
-                true => Some(Captures::below(out)?),
-                false => None,
-            },
+            captures: scenario.capture.then(|| Captures::below(out)).transpose()?,
             out: Some(out),
         };
         surroundings.set_up(&bench, vms).await?;
