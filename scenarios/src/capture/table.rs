@@ -34,22 +34,24 @@ fn packets(figures: &Figures) -> String {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let rows: [(&str, fn(&Direction) -> u64); 8] = [
-        ("sent", |way| way.sent),
-        ("on the source's tap alone", |way| way.places.source),
-        ("on the target's tap alone", |way| way.places.target),
-        ("on both", |way| way.places.both),
-        ("on neither", |way| way.places.neither),
-        ("received", |way| way.received),
-        ("lost", |way| way.lost),
-        ("duplicated", |way| way.duplicated),
-    ];
-    for (what, count) in rows {
-        table.add_row([
-            what.to_owned(),
-            count(&figures.to_vm).to_string(),
-            count(&figures.from_vm).to_string(),
-        ]);
+    let counts = |way: &Direction| {
+        let places = way.places;
+        [
+            ("sent", way.sent),
+            ("on the source's tap alone", places.source),
+            ("on the target's tap alone", places.target),
+            ("on both", places.both),
+            ("on neither", places.neither),
+            ("received", way.received),
+            ("lost", way.lost),
+            ("duplicated", way.duplicated),
+        ]
+    };
+    let ways = counts(&figures.to_vm)
+        .into_iter()
+        .zip(counts(&figures.from_vm));
+    for ((what, to_vm), (_, from_vm)) in ways {
+        table.add_row([what.to_owned(), to_vm.to_string(), from_vm.to_string()]);
     }
     table.to_string()
 }
