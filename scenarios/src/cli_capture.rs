@@ -12,8 +12,8 @@ use scenarios::capture::{FILES, Figures, render};
 /// Arguments of `scenarios capture`.
 #[derive(Debug, Args)]
 pub(crate) struct CaptureArgs {
-    /// A migration's directory with client.pcap, source.pcap and target.pcap, or one with several of those in it, as
-    /// `scenarios run` leaves it in OUT/capture.
+    /// A migration's directory with client.pcap, source.pcap and target.pcap, or one with several
+    /// of those in it, as `scenarios run` leaves it in OUT/capture.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 }

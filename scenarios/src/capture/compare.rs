@@ -44,8 +44,8 @@ impl Comparison {
     }
 }
 
-/// Holds the figures of a capture against those of the report: counts within one packet, times within one period of what
-/// they are the times of.
+/// Holds the figures of a capture against those of the report: counts within one packet, times
+/// within one period of what they are the times of.
 pub fn compare(figures: &Figures, reported: &Reported) -> Vec<Comparison> {
     let (to_vm, from_vm) = (&figures.to_vm, &figures.from_vm);
     let counts = [

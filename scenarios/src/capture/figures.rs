@@ -31,8 +31,8 @@ pub struct Figures {
 pub struct Direction {
     /// Different packets sent.
     pub sent: u64,
-    /// Different packets received. Towards the VM, as its own packets tell; of the last, which none of them can tell of,
-    /// those that came out at the VM's tap.
+    /// Different packets received. Towards the VM, the count in its newest packet, and of those sent
+    /// after that was counted, the ones that its tap shows.
     pub received: u64,
     /// Packets sent and not received.
     pub lost: u64,
@@ -93,7 +93,7 @@ pub struct Stream {
 struct Place {
     to_vm: Copies,
     from_vm: Copies,
-    /// The newest word of the VM on what has reached it: the sequence number of the packet with it, and the word.
+    /// What had reached the VM, by its newest packet here, and that packet's sequence number.
     told: Option<(u64, Received)>,
 }
 
@@ -223,7 +223,8 @@ fn to_vm(
     let (_, told) = told
         .max_by_key(|(sequence, _)| *sequence)
         .context("no packet from the VM says what has reached it")?;
-    // What the guest can read of its taps: the source's until it paused, the target's if it resumed there.
+    // What the guest can read of its taps: the source's until it paused, the target's if it resumed
+    // there.
     let moved = silence.filter(|silence| silence.moved);
     let copies = |sequence: u64| {
         let at = |place: &Place| place.to_vm.get(&sequence).cloned().unwrap_or_default();
@@ -348,7 +349,8 @@ impl Connection {
         between.get(between.len() / 2).copied().unwrap_or(0)
     }
 
-    /// When there was more for the client to read: what comes before its turn waits, what comes again adds nothing.
+    /// When there was more for the client to read: what comes before its turn waits, what comes
+    /// again adds nothing.
     fn new_data(&self) -> Vec<u64> {
         let Some((_, first)) = self.arrived.first() else {
             return Vec::new();

@@ -102,8 +102,8 @@ enum Holds<'a> {
     },
 }
 
-/// Whether a frame leaves its host, if that is told, and what it carries, if that is UDP or TCP. None where bytes are
-/// missing.
+/// Whether a frame leaves its host, if that is told, and what it carries, if that is UDP or TCP.
+/// None where bytes are missing.
 fn dissect(link: Link, bytes: &[u8]) -> Option<(Option<bool>, Option<Transport<'_>>)> {
     /// `PACKET_OUTGOING`, packet(7).
     const OUTGOING: u8 = 4;

@@ -1,7 +1,7 @@
 //! The classic capture file format: a header, then records.
 //!
-//! Of its versions there has only ever been 2.4. The magic number says in which byte order the writer was and
-//! whether it stamped micro- or nanoseconds.
+//! Of its versions there has only ever been 2.4. The magic number says in which byte order the
+//! writer was and whether it stamped micro- or nanoseconds.
 
 use thiserror::Error;
 
@@ -23,7 +23,8 @@ pub enum PcapError {
     Magic(u32),
     /// Frames of another kind of network.
     #[error(
-        "frames of link type {0}; {ethernet} (Ethernet) and {sll2} (LINUX_SLL2, `tcpdump -i any`) can be read",
+        "frames of link type {0}; {ethernet} (Ethernet) and {sll2} (LINUX_SLL2, \
+         `tcpdump -i any`) can be read",
         ethernet = Link::ETHERNET,
         sll2 = Link::SLL2
     )]
@@ -214,7 +215,8 @@ impl<'a> Iterator for Pcap<'a> {
 mod tests {
     use super::*;
 
-    /// A file with a magic number, a link type and records of stamp, length and true length, all little-endian.
+    /// A file with a magic number, a link type and records of stamp, length and true length, all
+    /// little-endian.
     fn file(magic: u32, link: u32, records: &[(u32, u32, &[u8], u32)]) -> Vec<u8> {
         let words = [magic, 0x0004_0002, 0, 0, 262_144, link];
         let mut file: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();

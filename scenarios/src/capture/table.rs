@@ -66,7 +66,8 @@ impl Figures {
         let (ms, start) = (span.ms, self.seconds(span.start_ns));
         if moved {
             format!(
-                "The VM's last packet on the source at {start} s, its next on the target {ms:.1} ms later."
+                "The VM's last packet on the source at {start} s, its next on the target {ms:.1} ms \
+                 later."
             )
         } else {
             format!(
@@ -80,7 +81,8 @@ impl Figures {
             stall.map_or_else(|| "none".to_owned(), |stall| self.shown(stall))
         };
         format!(
-            "TCP stream (client's port {}, a record every {:.1} ms), longest stall: {}; around the silence: {}.",
+            "TCP stream (client's port {}, a record every {:.1} ms), longest stall: {}; around the \
+             silence: {}.",
             stream.port,
             stream.period_ms,
             shown(stream.longest_stall),

@@ -39,7 +39,8 @@ struct Faults {
 /// Which packets of one direction something happens to.
 #[derive(Default)]
 struct Fault {
-    /// Towards the VM they reach only the source, where it is not any more; from it they are on its tap and do not arrive.
+    /// Towards the VM they reach only the source, where it is not any more; from it they are on its
+    /// tap and do not arrive.
     lost: BTreeSet<u64>,
     /// They come twice.
     twice: BTreeSet<u64>,
@@ -150,7 +151,8 @@ fn data(sequence: u64) -> Data {
 }
 
 impl Files {
-    /// 100 packets each way at 1 kHz. The VM runs on the source until 40 ms, on the target from 60 ms.
+    /// 100 packets each way at 1 kHz. The VM runs on the source until 40 ms, on the target from 60
+    /// ms.
     fn migration(link: Link, v6: bool, faults: &Faults) -> Self {
         let [client, source, target] = [link; 3].map(File::new);
         let mut files = Self {
@@ -205,8 +207,9 @@ impl Files {
         files
     }
 
-    /// A stream with a record every 10 ms, each of 64 bytes. Its echo takes a millisecond; where the VM is silent the first
-    /// record is lost and comes after the others, and from 110 to 190 ms nothing comes.
+    /// A stream with a record every 10 ms, each of 64 bytes. Its echo takes a millisecond; where
+    /// the VM is silent the first record is lost and comes after the others, and from 110 to 190 ms
+    /// nothing comes.
     fn with_stream(mut self) -> Self {
         let isn = u32::MAX - 100;
         let sequence = |record: u32| isn.wrapping_add(1 + record * 64);

@@ -23,9 +23,11 @@ use super::Bench;
 use super::checks::Checks;
 use super::vm::RunningVm;
 
-/// Where captures go: to a directory of this name beside the report, and in it one of its number for each migration.
+/// Where captures go: to a directory of this name beside the report, and in it one of its number
+/// for each migration.
 const DIR: &str = "capture";
-/// In KiB: more than all of a migration, so that nothing is dropped while `tcpdump` waits for a processor.
+/// In KiB: more than all of a migration, so that nothing is dropped while `tcpdump` waits for a
+/// processor.
 const BUFFER: &str = "16384";
 /// Enough for the headers and for what the probe says of a packet.
 const SNAPSHOT: &str = "192";
@@ -117,9 +119,9 @@ impl Tcpdump {
     /// Returns once it captures.
     async fn start(host: &Host, file: &Path, filter: &str) -> Result<Self> {
         let mut command = host.command("nice");
-        // It has a buffer, and what it captures has not: it takes the time that others leave. On all interfaces, because
-        // the target's tap comes during the migration. As root, because the kernel forgets whose end is to be the end of
-        // a process that changes its user.
+        // At the lowest priority, to take no processor time from guest and probe; the buffer bridges
+        // the wait. On all interfaces, because the target's tap comes during the migration. As root,
+        // because the kernel clears the parent-death signal of a process that changes its user.
         command.args(["-n", "19", "tcpdump", "-i", "any", "-y", "LINUX_SLL2", "-p"]);
         command.args(["-Z", "root", "--nano", "-B", BUFFER, "-s", SNAPSHOT]);
         // The file is this machine's, the host has no directory for it.
@@ -130,7 +132,7 @@ impl Tcpdump {
             .stdout(File::create(file).with_context(|| shown.to_string())?)
             .stderr(Stdio::piped());
         let mut child = tokio::process::Command::from(command)
-            // SIGINT is for it and not for this process; what starts it in the host leaves the signal to it.
+            // To be sent SIGINT as a group: what starts it in the host ignores that signal.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
