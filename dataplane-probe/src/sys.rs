@@ -394,9 +394,16 @@ pub(crate) fn prompt_timers() {
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_u64) };
 }
 
+/// Real-time priority of threads whose time is taken packet by packet: they send, or take in what came.
+pub(crate) const PACKETS: i32 = 10;
+/// That of threads with streams and connections: little to do, and not to wait until a burst of packets is taken in.
+pub(crate) const STREAMS: i32 = 11;
+
 /// Gives the calling thread real-time priority, if the system lets it.
-pub(crate) fn prefer_this_thread() -> bool {
-    let parameters = libc::sched_param { sched_priority: 10 };
+pub(crate) fn prefer_this_thread(priority: i32) -> bool {
+    let parameters = libc::sched_param {
+        sched_priority: priority,
+    };
     // SAFETY: 0 is the calling thread; `parameters` outlives the call.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) == 0 }
 }

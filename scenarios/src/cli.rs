@@ -8,7 +8,7 @@ use scenarios::lab::{
     node::{self, InitStage},
 };
 
-use crate::{cli_bench, cli_lab, cli_run, cli_serve};
+use crate::{cli_bench, cli_capture, cli_lab, cli_run, cli_serve};
 
 /// Runs real live migrations on a real lab and reports what the guest's peers saw.
 ///
@@ -31,6 +31,13 @@ enum Command {
     Run(cli_run::RunArgs),
     /// Measures: how long OVN takes to follow, and what peers of a guest see of its migrations.
     Bench(cli_bench::BenchArgs),
+    /// Recomputes what happened in a migration from its capture files alone, to be compared with the report.
+    ///
+    /// A scenario with `capture: true` has tcpdump run on the client and on both nodes. From the sequence numbers in the
+    /// probe's packets follows where each packet passed and which were lost or came twice, in each direction; from what
+    /// the VM's packets say, how many it received; from the times, the longest gap and the longest TCP stall. Neither
+    /// the report nor the probe's own account is read.
+    Capture(cli_capture::CaptureArgs),
     /// Runs as the first process of a host.
     #[command(name = node::INIT_VERB, hide = true)]
     NodeInit {
@@ -64,6 +71,7 @@ impl Cli {
             Command::Lab(args) => cli_lab::run(args),
             Command::Run(args) => cli_run::run(&args),
             Command::Bench(args) => cli_bench::run(&args),
+            Command::Capture(args) => cli_capture::run(&args),
             Command::LabServe(args) => cli_serve::serve(&args),
             // These change namespaces of the calling thread, so no runtime may have started.
             Command::NodeInit { stage, spec } => serde_json::from_str(&spec)

@@ -5,9 +5,10 @@
 //! everything talks to: a real etcd and kube-apiserver. [`kubevirt`] stands in for the components
 //! that work on that API in a cluster. [`cluster`] puts the three together with the shipped
 //! controller, [`scenario`] is the format of the files that say what to run, [`runner`] runs them,
-//! and [`report`] is what comes of it.
+//! and [`report`] is what comes of it. [`capture`] recomputes the same from what `tcpdump` saw.
 
 pub mod bench;
+pub mod capture;
 pub mod cluster;
 pub mod kubernetes;
 pub mod kubevirt;

@@ -7,6 +7,7 @@ use clap::Parser;
 mod cli;
 mod cli_bench;
 mod cli_blackout;
+mod cli_capture;
 mod cli_lab;
 mod cli_run;
 mod cli_serve;

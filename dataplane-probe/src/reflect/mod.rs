@@ -124,7 +124,7 @@ impl Reflector {
             thread::Builder::new()
                 .name("probe-tcp".into())
                 .spawn(move || {
-                    prefer(realtime);
+                    prefer(realtime, sys::STREAMS);
                     runtime.block_on(tcp::serve(listeners, sessions, sockets, may_call, stopped));
                 })?,
         );
@@ -154,8 +154,8 @@ impl Drop for Reflector {
 }
 
 /// Real-time priority for the calling thread, where it is wanted.
-fn prefer(realtime: bool) {
-    if realtime && !sys::prefer_this_thread() {
+fn prefer(realtime: bool, priority: i32) {
+    if realtime && !sys::prefer_this_thread(priority) {
         tracing::warn!("real-time priority is not permitted here; it takes CAP_SYS_NICE");
     }
 }

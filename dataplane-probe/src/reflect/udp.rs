@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::session::{Session, Sessions};
 use crate::clock::{MILLISECOND, monotonic_ns, realtime_offset_ns, sleep_until};
-use crate::sys::{Batch, Wait, prompt_timers};
+use crate::sys::{Batch, PACKETS, Wait, prompt_timers};
 use crate::wire::{MAX_PACKET, Packet};
 
 /// The longest sleep while arrivals wait: those of other sessions may be greetings.
@@ -28,7 +28,7 @@ pub(super) fn serve(
     stop: &AtomicBool,
 ) {
     prompt_timers();
-    super::prefer(realtime);
+    super::prefer(realtime, PACKETS);
     let mut inbox = Inbox {
         batch: Batch::new(MAX_PACKET),
         current: None,

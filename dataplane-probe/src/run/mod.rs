@@ -450,7 +450,7 @@ impl TcpThread {
             .name("probe-tcp".into())
             .spawn(move || {
                 if realtime {
-                    sys::prefer_this_thread();
+                    sys::prefer_this_thread(sys::STREAMS);
                 }
                 runtime.block_on(all)
             })?;

@@ -18,7 +18,7 @@ use crate::ledger::{Arrival, Ledger};
 use crate::pace::histogram_us;
 use crate::packets::{Heard, Newest};
 use crate::remote::{RemoteArrivals, Snapshot};
-use crate::sys::{Batch, Wait, prefer_this_thread};
+use crate::sys::{Batch, PACKETS, Wait, prefer_this_thread};
 use crate::wire::{Body, Data, MAX_PACKET, Packet, Received};
 
 /// Jumps of the sequence number beyond this many are not kept: their losses have no time of day then.
@@ -84,7 +84,7 @@ impl Receiving {
             .name("probe-receive".into())
             .spawn(move || {
                 if realtime {
-                    prefer_this_thread();
+                    prefer_this_thread(PACKETS);
                 }
                 receive(&link, &shared, &stop_seen, &sink);
             })?;

@@ -126,7 +126,7 @@ impl Sent {
 impl Sender {
     fn run(self, stop: &Flag, progress: &AtomicU64) -> Sent {
         sys::prompt_timers();
-        let realtime = self.config.realtime && sys::prefer_this_thread();
+        let realtime = self.config.realtime && sys::prefer_this_thread(sys::PACKETS);
         let mut outcome = Sent::new(nanos(self.config.max_late) / MICROSECOND, realtime);
         outcome.log = self.config.log.then(Newest::default);
         let period_ns = self.config.period_ns();

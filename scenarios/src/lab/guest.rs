@@ -23,6 +23,9 @@ use super::{
 
 /// How many frames a guest's tap holds while nobody reads them: what arrives while the guest is paused must find room.
 pub(crate) const TAP_QUEUE: u32 = 4_000;
+/// The port of the reflector in every guest, UDP and TCP.
+pub const REFLECTOR: u16 = 7_000;
+
 /// What a guest's console says once its network is set up and its programs are started.
 /// It says so after its server on port 7000 has begun to listen.
 const READY: &str = "segue: ready";

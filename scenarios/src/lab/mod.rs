@@ -71,7 +71,7 @@ pub mod topology;
 pub use client::ClientSpec;
 pub use daemon::Daemon;
 pub(crate) use guest::TAP_QUEUE;
-pub use guest::{Accel, Guest, GuestSpec, Neighbour, Nic};
+pub use guest::{Accel, Guest, GuestSpec, Neighbour, Nic, REFLECTOR};
 pub use host::{Host, HostProcess, Role};
 pub use image::{Image, Suite};
 pub use mac::MacAddr;

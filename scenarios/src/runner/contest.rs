@@ -142,6 +142,7 @@ impl<'a> Contest<'a> {
             strategy,
             rate_hz,
             migrations: &self.runner.migrations,
+            captures: None,
             out: None,
         };
         let migrate = Migrate {
@@ -253,6 +254,7 @@ fn scenarios(topology: Topology, strategies: &[Strategy]) -> Vec<Scenario> {
             vms: vec![guest(name, ports_of)],
             probe: Probe::default(),
             flows: Vec::new(),
+            capture: false,
             steps: Vec::new(),
         })
         .collect()

@@ -13,10 +13,9 @@ use dataplane_probe::run::{Callee, Config, Outcome, Probe};
 use dataplane_probe::watch;
 use tokio::sync::oneshot;
 
+pub(super) use crate::lab::REFLECTOR;
 use crate::lab::{Host, MacAddr};
 
-/// The port of the reflector in every guest.
-pub(super) const REFLECTOR: u16 = 7_000;
 /// A guest answers in a millisecond; this is for one whose network is broken.
 const GREETING_DEADLINE: Duration = Duration::from_secs(3);
 

@@ -88,6 +88,10 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
     let groups = pods::groups(bench.ovn, vm);
     let gateway = place::gateway(bench, vm, &followed.source).await?;
     let nodes = [followed.source.as_str(), followed.target.as_str()];
+    let capture = match &bench.captures {
+        Some(captures) => Some(captures.begin(bench, vm, nodes).await?),
+        None => None,
+    };
     let flows = Flows::start(bench, vm, &nodes).await?;
     sleep(MARGIN).await;
     let mut disturbances = disturb(bench, &followed, migrate, killing, &moments);
@@ -118,6 +122,10 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
     };
     sleep(MARGIN).await;
     let mut watched = flows.finish(vm).await?;
+    let captured = match capture {
+        Some(capture) => Some(capture.finish().await?),
+        None => None,
+    };
 
     let resumed = moments.at(Moment::Resumed);
     let (awake, missed) = match (first_frame, resumed) {
@@ -142,6 +150,9 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
         checks.extend(shown::check(bench, &followed, &migration).await?);
     }
     checks.extend(check_flows(vm, migrate, &migration, &watched, bench)?);
+    if let Some(captured) = captured {
+        checks.extend(captured.check(&migration));
+    }
     Ok(Done {
         name: followed.name,
         migration,

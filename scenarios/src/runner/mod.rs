@@ -5,6 +5,7 @@
 
 mod agents;
 mod bounds;
+mod capture;
 mod checks;
 mod conduct;
 mod contest;
@@ -55,6 +56,7 @@ use crate::scenario::{Family, Peer, Scenario, Step, Strategy};
 pub use contest::{Contest, Switch};
 pub use single::SingleVm;
 
+use capture::Captures;
 use checks::Checks;
 use networks::Networks;
 use ovn::Ovn;
@@ -92,6 +94,8 @@ struct Bench<'a> {
     /// Packets a second, each way, over all flows of a VM together.
     rate_hz: u32,
     migrations: &'a AtomicU32,
+    /// Where captures of migrations go, if they are wanted.
+    captures: Option<Arc<Captures>>,
     /// Where the report belongs; none where there is no scenario to report on.
     out: Option<&'a Path>,
 }
@@ -302,6 +306,10 @@ impl<'a> Runner<'a> {
             strategy: scenario.strategy,
             rate_hz: report.rate_hz,
             migrations: &self.migrations,
+            captures: match scenario.capture {
+                true => Some(Arc::new(Captures::below(out)?)),
+                false => None,
+            },
             out: Some(out),
         };
         surroundings.set_up(&bench, vms).await?;

@@ -56,6 +56,10 @@ pub struct Scenario {
     /// What else is watched, of every VM.
     #[serde(default)]
     pub flows: Vec<Flow>,
+    /// Whether `tcpdump` captures the primary flow of each migration, on the client and on both nodes. What `scenarios
+    /// capture` recomputes from its files has to agree with the report then.
+    #[serde(default)]
+    pub capture: bool,
     /// What happens, one after the other.
     pub steps: Vec<Step>,
 }
