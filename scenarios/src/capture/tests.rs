@@ -451,7 +451,7 @@ fn captures_and_reports_agree_within_a_packet_and_a_period() {
         ),
         (
             Reported {
-                stall_around_pause_ms: Some(32.9),
+                stall_around_pause_ms: Some(20.0),
                 ..reported
             },
             "stall of its TCP stream around",
