@@ -21,8 +21,6 @@ pub struct Reported {
     pub longest_gap_from_vm_ms: Option<f64>,
     /// The longest stall of the long TCP stream; none if it has not run to its end.
     pub longest_stall_ms: Option<f64>,
-    /// The longest of those around the guest's pause; likewise, and none without a pause.
-    pub stall_around_pause_ms: Option<f64>,
 }
 
 /// A figure that both have.
@@ -84,28 +82,18 @@ pub fn compare(figures: &Figures, reported: &Reported) -> Vec<Comparison> {
         reported,
         within: figures.period_ms,
     });
-    let stream = figures.stream.as_ref();
-    let stalls = [
-        (
-            "the longest stall of its TCP stream in ms",
-            stream.and_then(|stream| stream.longest_stall),
-            reported.longest_stall_ms,
-        ),
-        (
-            "the stall of its TCP stream around the pause in ms",
-            stream.and_then(|stream| stream.stall_around_silence),
-            reported.stall_around_pause_ms,
-        ),
-    ];
-    let stalls = stalls.into_iter().filter_map(|(what, captured, reported)| {
-        Some(Comparison {
-            what,
-            captured: captured.map(|stall| stall.ms),
-            reported: reported?,
+    let stall = reported.longest_stall_ms.map(|reported| {
+        let stream = figures.stream.as_ref();
+        Comparison {
+            what: "the longest stall of its TCP stream in ms",
+            captured: stream
+                .and_then(|stream| stream.longest_stall)
+                .map(|stall| stall.ms),
+            reported,
             within: stream.map_or(0.0, |stream| stream.period_ms),
-        })
+        }
     });
-    counts.chain(gap).chain(stalls).collect()
+    counts.chain(gap).chain(stall).collect()
 }
 
 #[allow(

@@ -102,6 +102,11 @@ pub struct Migration {
     pub pause_ms: Option<f64>,
     /// RESUME to the guest's first frame on the target's tap.
     pub guest_wake_ms: Option<f64>,
+    /// From the last packet that the guest sent to STOP. QEMU passes no frames for the last moments before it says so, and
+    /// a guest that has little of its processor is behind: what comes for it meanwhile is in its tap at the source, and
+    /// nobody reads it any more. Null without a pause.
+    #[serde(default)]
+    pub silent_before_pause_ms: Option<f64>,
     /// The longest service gap of either direction around the pause, less pause and guest wake; from the
     /// VM, the wake lasts until the probe's first packet. Not clamped.
     pub network_added_ms: Option<f64>,

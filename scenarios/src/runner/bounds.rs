@@ -40,11 +40,12 @@ pub(super) fn lost_beyond(
     );
 }
 
-/// From the pause to the open port.
+/// From when the guest fell silent before its pause to the open port.
 pub(super) fn until_open_ms(migration: &Migration) -> Option<f64> {
     let opening = migration.early_opening.as_ref();
     let opening = opening.filter(|opening| opening.is_opened());
-    opening.and_then(|opening| opening.open).map(millis)
+    let open_ms = opening.and_then(|opening| opening.open).map(millis)?;
+    Some(migration.silent_before_pause_ms.unwrap_or(0.0) + open_ms)
 }
 
 #[cfg(test)]
@@ -86,8 +87,9 @@ mod tests {
 
     #[test]
     fn losses_are_held_against_the_time_that_the_port_took_to_open() {
-        let held = |lost, open, period_us| {
+        let held_after = |silent_before_pause_ms, lost, open, period_us| {
             let migration = Migration {
+                silent_before_pause_ms,
                 early_opening: Some(EarlyOpening {
                     result: "Opened".to_owned(),
                     open,
@@ -101,7 +103,10 @@ mod tests {
             };
             losing(migration, lost, period_us, &expect)
         };
+        let held = |lost, open, period_us| held_after(None, lost, open, period_us);
         assert!(held(3, Some(850), 1_000));
+        assert!(held_after(Some(19.5), 23, Some(850), 1_000));
+        assert!(!held_after(Some(19.5), 24, Some(850), 1_000));
         assert!(!held(4, Some(850), 1_000));
         assert!(held(4, Some(1_000), 1_000));
         // However slow the rate, the one packet that falls into that time is allowed.

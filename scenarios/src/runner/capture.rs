@@ -258,7 +258,6 @@ fn reported(migration: &Migration) -> Reported {
         duplicated_from_vm: from_vm.duplicated,
         longest_gap_from_vm_ms: from_vm.service_gap_ms,
         longest_stall_ms: tcp.survived.then_some(tcp.longest_stall_ms),
-        stall_around_pause_ms: tcp.stall_ms.filter(|_| tcp.survived),
     }
 }
 

@@ -148,7 +148,7 @@ pub(super) fn expectations(checks: &mut Checks, migration: &Migration, expect: &
         lost_beyond(checks, migration, &what, migration.pause_ms, most);
     }
     if let Some(most) = expect.lost_until_open_ms {
-        let what = format!("{most} ms longer than its port takes to open on the pause");
+        let what = format!("{most} ms longer than its port takes to open from when it is silent");
         lost_beyond(checks, migration, &what, until_open_ms(migration), most);
     }
     arrived(checks, vm, "towards", to_vm);
@@ -359,6 +359,7 @@ pub(super) mod tests {
             },
             pause_ms: None,
             guest_wake_ms: None,
+            silent_before_pause_ms: None,
             network_added_ms: None,
             network_added_error_ms: None,
             early_opening: None,

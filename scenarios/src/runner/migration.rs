@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use dataplane_probe::packets::PacketLog;
+use dataplane_probe::report as probe;
 use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
@@ -345,6 +346,7 @@ fn assemble(
         },
         pause_ms,
         guest_wake_ms,
+        silent_before_pause_ms: silent_before(&measured.from_vm, paused.and_then(unix_nanos)),
         network_added_ms: added.map(|(added, _)| added),
         network_added_error_ms: added.map(|(_, error)| error),
         early_opening: opening,
@@ -398,6 +400,15 @@ fn opened_at(
     by_agent
         .or(moments.at(Moment::Activated))
         .or(moments.at(Moment::Flipped))
+}
+
+/// How long nothing had come from the guest when it paused, in milliseconds.
+fn silent_before(from_vm: &probe::Direction, paused_ns: Option<u64>) -> Option<f64> {
+    let paused_ns = paused_ns?;
+    let spans = |gap: &&probe::Gap| (gap.start_ns..=gap.end_ns).contains(&paused_ns);
+    let gap = from_vm.gaps.iter().find(spans)?;
+    let micros = i64::try_from((paused_ns - gap.start_ns) / 1_000).ok()?;
+    Some(millis(micros))
 }
 
 async fn check(

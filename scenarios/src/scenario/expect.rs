@@ -28,8 +28,8 @@ pub struct Expect {
     pub max_duplicated: Option<u64>,
     /// For how much longer than the hypervisor's pause packets towards the VM may be lost, in milliseconds.
     pub max_lost_beyond_pause_ms: Option<u32>,
-    /// For how much longer than from the pause to the open port packets towards the VM may be lost, in milliseconds. The
-    /// target's agent must have opened it.
+    /// For how much longer than from the guest's last packet before the pause to the open port packets towards the VM may
+    /// be lost, in milliseconds. The target's agent must have opened it.
     pub lost_until_open_ms: Option<u32>,
     /// Least that the flip comes after the guest resumed on the target, in milliseconds: where the
     /// policy keeps its egress for a while.
