@@ -63,6 +63,16 @@ impl Seen {
         !self.resumed.is_empty()
     }
 
+    /// Whether any source said anything of where the guest is.
+    pub(super) fn is_any(&self) -> bool {
+        self.is_paused() || self.is_resumed() || self.has_left()
+    }
+
+    /// Whether the guest has left for good, as far as any source said.
+    pub(super) fn has_left(&self) -> bool {
+        !self.left.is_empty()
+    }
+
     pub(super) fn keep(&mut self, signal: Signal) {
         if self.history.len() == KEPT {
             self.history.pop_front();

@@ -12,6 +12,8 @@ use crate::openflow::blocks::tests::{SHUT_IN, SHUT_OUT};
 struct Scene {
     keeper: Keeper,
     attempts: mpsc::UnboundedReceiver<Instant>,
+    /// What it tells of ports that are to be open and are not.
+    blocked: mpsc::UnboundedReceiver<(Instant, BTreeSet<u16>)>,
 }
 
 impl Scene {
@@ -19,7 +21,8 @@ impl Scene {
         let streams: VecDeque<_> = streams.into_iter().collect();
         let streams = Arc::new(Mutex::new(streams));
         let (made, attempts) = mpsc::unbounded_channel();
-        let keeper = Keeper::connecting(move || {
+        let (tells, blocked) = mpsc::unbounded_channel();
+        let connect = move || {
             made.send(Instant::now()).unwrap();
             let stream = streams.lock().unwrap().pop_front().flatten();
             async move {
@@ -29,8 +32,15 @@ impl Scene {
                 let (read, write) = split(stream);
                 Switch::greet("test", read, write).await
             }
+        };
+        let keeper = Keeper::connecting(connect, move |ports| {
+            let _ = tells.send((Instant::now(), ports));
         });
-        Self { keeper, attempts }
+        Self {
+            keeper,
+            attempts,
+            blocked,
+        }
     }
 
     async fn warm(&self) {

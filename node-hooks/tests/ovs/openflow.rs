@@ -197,7 +197,7 @@ async fn an_answer_may_be_longer_than_a_message() {
 async fn a_port_opens_when_what_shuts_it_is_removed() {
     let ovs = waiting();
     ovs.ofctl("add-flow", &["priority=100,in_port=7,actions=resubmit(,8)"]);
-    let keeper = Keeper::start(ovs.management());
+    let keeper = Keeper::start(ovs.management(), |_| {});
     keeper.expect_to_open([7].into());
     let opening = PacketOuts::opening([(7, MAC)]).unwrap();
     until("it is known what shuts the port", || {
@@ -285,7 +285,7 @@ async fn a_switch_that_is_not_there_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keeper_survives_a_switch_that_starts_over() {
     let mut ovs = switch();
-    let keeper = Keeper::start(ovs.management());
+    let keeper = Keeper::start(ovs.management(), |_| {});
     let mut state = keeper.state();
     soon(state.wait_for(|state| matches!(state, State::Warm(_))))
         .await
