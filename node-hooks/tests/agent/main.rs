@@ -10,6 +10,7 @@
 #[path = "../support/controller.rs"]
 #[allow(dead_code, reason = "shared with tests that use more of it")]
 mod controller;
+mod guest;
 #[path = "../ovs/support.rs"]
 #[allow(dead_code, reason = "shared with tests that use more of it")]
 mod ovs;
@@ -21,6 +22,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use controller::{Attachment, Controller, SOON};
@@ -29,10 +31,11 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use node_hooks::{Agent, Cli};
 use node_hooks_api::agent::gate_answer::Verdict;
+use node_hooks_api::agent::reopened::Reason;
 use node_hooks_api::agent::signal::{Kind, Source};
 use node_hooks_api::agent::{
-    Arm, Disarm, GateAnswer, HandoverId, Open, Outcome, Port, PortReport, Side, Signal, from_agent,
-    outcome, to_agent,
+    Arm, Disarm, Forgery, GateAnswer, HandoverId, Open, Outcome, Port, PortReport, Side, Signal,
+    from_agent, outcome, to_agent,
 };
 use node_hooks_api::kubevirt::ExecuteNodeHookRequest;
 use node_hooks_api::kubevirt::node_hook_service_client::NodeHookServiceClient;
@@ -48,6 +51,8 @@ use tonic::transport::{Endpoint, Uri};
 use tower::service_fn;
 
 const MAC: &str = "52:54:00:00:00:01";
+/// The agent looks at a port that is to be open ten times a second: what has not come by then does not come.
+const STEADY: Duration = Duration::from_millis(500);
 
 /// A node with its agent, and the controller's end of its stream.
 struct Node {
@@ -252,6 +257,76 @@ async fn the_target_opens_when_it_is_told_and_no_sooner() {
             "{line}\n{metrics}"
         );
     }
+    node.stop().await;
+}
+
+/// What ovn-controller blocks a port with until it is activated, and what it gets the announcement by. By the last of
+/// them it is found that a port is blocked.
+const BLOCKING: [&str; 3] = [
+    "cookie=0xc0dec0de,priority=1010,in_port=7,dl_type=0x8035,actions=drop",
+    "table=65,cookie=0xc0dec0de,priority=1000,metadata=0x1,reg15=0x2,actions=drop",
+    "cookie=0xc0dec0de,priority=1000,in_port=7,actions=drop",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_opening_that_ovn_undoes_is_done_again_until_the_handover_is_over() {
+    let (node, mut attachment) = Node::start().await;
+    let block = || {
+        for flow in BLOCKING {
+            node.ovs.ofctl("add-flow", &[flow]);
+        }
+    };
+    let is_blocked = || node.ovs.ofctl("dump-flows", &[]).contains("priority=1000");
+    block();
+    node.ovs.vsctl(
+        "add-port br-int tap0 -- set interface tap0 type=dummy ofport_request=7 external_ids:iface-id=web.demo",
+    );
+    attachment.say(arm(Side::Target)).await;
+    let opened = loop {
+        attachment.say(open(1)).await;
+        let outcome = next_outcome(&mut attachment).await;
+        if outcome.result() == outcome::Result::Done {
+            break outcome;
+        }
+    };
+    assert!(opened.reason.is_empty(), "{opened:?}");
+    // OVN knows nothing of it: the flow that was to tell it drops the announcement.
+    ovs::until("the ports are open", || !is_blocked());
+    // ovn-controller starts anew.
+    for times in 1..=2 {
+        block();
+        let reopened = loop {
+            let report = next_report(&mut attachment).await;
+            if let Some(reopened) = report.reopened.filter(|reopened| reopened.times == times) {
+                break reopened;
+            }
+        };
+        assert_eq!(reopened.reason(), Reason::Undone);
+        assert!(reopened.at_ns > opened.hops.unwrap().processed_at_ns);
+        assert!(!is_blocked());
+    }
+    let metrics = node.get("/metrics").await;
+    for line in [
+        "segue_agent_reopenings_total{reason=\"undone\"} 2",
+        "segue_agent_open_written_seconds_count 1",
+    ] {
+        assert!(
+            metrics.lines().any(|found| found == line),
+            "{line}\n{metrics}"
+        );
+    }
+    let disarm = Disarm {
+        id: Some(id()),
+        stays: false,
+    };
+    attachment.say(to_agent::Message::Disarm(disarm)).await;
+    // It is carried out when the next command is.
+    attachment.say(open(2)).await;
+    let outcome = next_outcome(&mut attachment).await;
+    assert_eq!(outcome.result(), outcome::Result::Unknown);
+    block();
+    tokio::time::sleep(STEADY).await;
+    assert!(is_blocked(), "nobody opens what is not armed");
     node.stop().await;
 }
 
