@@ -72,6 +72,7 @@ async fn next_forgery(attachment: &mut Attachment) -> Forgery {
 }
 
 #[test]
+#[ignore = "needs root: cargo test -p node-hooks --test agent -- --ignored"]
 fn a_guest_on_a_blocked_port_is_let_out_and_its_pods_announcement_is_not() {
     alone(|| async {
         let (node, mut attachment) = Node::start().await;
