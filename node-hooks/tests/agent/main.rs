@@ -34,8 +34,8 @@ use node_hooks_api::agent::gate_answer::Verdict;
 use node_hooks_api::agent::reopened::Reason;
 use node_hooks_api::agent::signal::{Kind, Source};
 use node_hooks_api::agent::{
-    Arm, Disarm, Forgery, GateAnswer, HandoverId, Open, Outcome, Port, PortReport, Side, Signal,
-    from_agent, outcome, to_agent,
+    Announce, Arm, Disarm, Forgery, GateAnswer, HandoverId, Open, Outcome, Port, PortReport, Side,
+    Signal, from_agent, outcome, to_agent,
 };
 use node_hooks_api::kubevirt::ExecuteNodeHookRequest;
 use node_hooks_api::kubevirt::node_hook_service_client::NodeHookServiceClient;
@@ -362,6 +362,42 @@ async fn the_pause_is_told_also_to_a_controller_that_comes_later() {
         ready.starts_with("HTTP/1.1 200") && ready.contains("9.9.9"),
         "{ready}"
     );
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_goes_on_at_the_source_is_announced_through_the_switch() {
+    let (node, mut attachment) = Node::start().await;
+    let rarp = format!("priority=10,rarp,in_port=7,dl_src={MAC}");
+    node.ovs
+        .ofctl("add-flow", &[&format!("{rarp},actions=drop")]);
+    node.ovs.vsctl(
+        "add-port br-int tap0 -- set interface tap0 type=dummy ofport_request=7 external_ids:iface-id=web.demo",
+    );
+    attachment.say(arm(Side::Source)).await;
+    // The switch's number for it is known once an announcement can be commanded.
+    loop {
+        let announce = Announce {
+            id: Some(id()),
+            command: 1,
+        };
+        attachment.say(to_agent::Message::Announce(announce)).await;
+        if next_outcome(&mut attachment).await.result() == outcome::Result::Done {
+            break;
+        }
+    }
+    let commanded = node.ovs.packets("rarp,");
+    assert_eq!(
+        commanded, 1,
+        "switches learn by it, whatever addresses there are"
+    );
+    node.libvirt("Suspended Migrated").await;
+    assert_eq!(next_signal(&mut attachment).await.kind(), Kind::Paused);
+    node.libvirt("Resumed Migrated").await;
+    assert_eq!(next_signal(&mut attachment).await.kind(), Kind::Resumed);
+    ovs::until("the guest is announced, without a command", || {
+        node.ovs.packets("rarp,") == commanded + 1
+    });
     node.stop().await;
 }
 
