@@ -51,6 +51,8 @@ use tonic::transport::{Endpoint, Uri};
 use tower::service_fn;
 
 const MAC: &str = "52:54:00:00:00:01";
+/// A third of how long the test may say nothing while it has the switch do something.
+const HEARTBEAT_MS: u32 = 10_000;
 /// The agent looks at a port that is to be open ten times a second: what has not come by then does not come.
 const STEADY: Duration = Duration::from_millis(500);
 
@@ -90,7 +92,7 @@ impl Node {
         let agent = Agent::new(cli).await.unwrap();
         let listen = agent.address().unwrap();
         let agent = tokio::spawn(agent.run(stop.clone()));
-        let (attachment, _) = controller.welcome(1000).await;
+        let (attachment, _) = controller.welcome(HEARTBEAT_MS).await;
         let node = Self {
             ovs,
             controller,
@@ -277,7 +279,6 @@ async fn an_opening_that_ovn_undoes_is_done_again_until_the_handover_is_over() {
         }
     };
     let is_blocked = || node.ovs.ofctl("dump-flows", &[]).contains("priority=1000");
-    block();
     node.ovs.vsctl(
         "add-port br-int tap0 -- set interface tap0 type=dummy ofport_request=7 external_ids:iface-id=web.demo",
     );
@@ -290,9 +291,7 @@ async fn an_opening_that_ovn_undoes_is_done_again_until_the_handover_is_over() {
         }
     };
     assert!(opened.reason.is_empty(), "{opened:?}");
-    // OVN knows nothing of it: the flow that was to tell it drops the announcement.
-    ovs::until("the ports are open", || !is_blocked());
-    // ovn-controller starts anew.
+    // ovn-controller starts anew, and was never told.
     for times in 1..=2 {
         block();
         let reopened = loop {
@@ -343,7 +342,7 @@ async fn the_pause_is_told_also_to_a_controller_that_comes_later() {
     );
     assert!(paused.at_ns > 0 && paused.at_ns <= paused.seen_at_ns);
     drop(attachment);
-    let (mut attachment, _) = node.controller.welcome(1000).await;
+    let (mut attachment, _) = node.controller.welcome(HEARTBEAT_MS).await;
     attachment.say(arm(Side::Source)).await;
     assert_eq!(next_signal(&mut attachment).await, paused);
     node.libvirt("Resumed Migrated").await;
