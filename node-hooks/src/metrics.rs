@@ -13,7 +13,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::core::{Counted, Forged};
+use crate::core::{Again, Counted, Forged};
 
 /// The agent's metrics.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub struct Metrics {
     signals: Family<SignalLabels, Counter>,
     forgeries: Family<ReasonLabel, Counter>,
     commands: Family<CommandLabels, Counter>,
+    reopenings: Family<ReasonLabel, Counter>,
     expired: Counter,
     armed: Gauge,
     open_written: Histogram,
@@ -154,6 +155,7 @@ impl Metrics {
             signals: Family::default(),
             forgeries: Family::default(),
             commands: Family::default(),
+            reopenings: Family::default(),
             expired: Counter::default(),
             armed: Gauge::default(),
             open_written: fast(),
@@ -179,6 +181,10 @@ impl Metrics {
             let reason = forged.name();
             drop(metrics.forgeries.get_or_create(&ReasonLabel { reason }));
         }
+        for again in Again::ALL {
+            let reason = again.name();
+            drop(metrics.reopenings.get_or_create(&ReasonLabel { reason }));
+        }
         for result in GateResult::ALL {
             let result = result.name();
             drop(metrics.gate.get_or_create(&ResultLabel { result }));
@@ -202,6 +208,11 @@ impl Metrics {
             "commands",
             "Commands of the controller by what came of them; STALE is a guard at work, not a fault",
             self.commands.clone(),
+        );
+        registry.register(
+            "reopenings",
+            "Openings without a command, of ports that OVN blocked: undone: an earlier opening was; guest_runs: their guest runs here",
+            self.reopenings.clone(),
         );
         registry.register(
             "expired",
@@ -335,6 +346,10 @@ impl Metrics {
                 let labels = CommandLabels { command, result };
                 self.commands.get_or_create(&labels).inc();
             }
+            Counted::Reopened(again) => {
+                let reason = again.name();
+                self.reopenings.get_or_create(&ReasonLabel { reason }).inc();
+            }
             Counted::Expired => {
                 self.expired.inc();
             }
@@ -452,6 +467,7 @@ mod tests {
         metrics.count(Counted::Signal(Kind::Paused, Source::Libvirt));
         metrics.count(Counted::Forgery(Forged::OnSource));
         metrics.count(Counted::Command("open", outcome::Result::Stale));
+        metrics.count(Counted::Reopened(Again::Undone));
         metrics.opened(Duration::from_micros(100), None);
         metrics.opened(Duration::from_micros(100), Some(Duration::from_millis(1)));
         metrics.connected();
@@ -477,6 +493,8 @@ mod tests {
             "segue_agent_forgeries_total{reason=\"on_source\"} 1",
             "segue_agent_forgeries_total{reason=\"nothing_moves\"} 0",
             "segue_agent_commands_total{command=\"open\",result=\"stale\"} 1",
+            "segue_agent_reopenings_total{reason=\"undone\"} 1",
+            "segue_agent_reopenings_total{reason=\"guest_runs\"} 0",
             "segue_agent_open_written_seconds_count 2",
             "segue_agent_open_after_pause_seconds_count 1",
             "segue_agent_controller_connected 0",

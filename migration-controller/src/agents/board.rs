@@ -297,6 +297,7 @@ impl Standing {
             domain: String::new(),
             // Whether a node has any is its agent's own setting.
             routes: Some(wire::HostRoutes { wanted: true }),
+            guest_here: None,
         }
     }
 

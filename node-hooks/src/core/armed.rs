@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arp_proxy::Mac;
-use node_hooks_api::agent::{self, Arm, HandoverId, Hops, PortReport};
+use node_hooks_api::agent::{self, Arm, HandoverId, Hops, PortReport, Reopened};
 
+use super::reopen::Reopening;
 use super::seen::Seen;
 use super::vm::{Vm, is_name};
 use crate::openflow::PacketOuts;
-use crate::ovs::{Interface, Interfaces};
+use crate::ovs::Interfaces;
 use crate::time::Nanos;
 
 /// The most ports of a VM: a PCI bus has 32 slots, KubeVirt's limit is lower.
@@ -30,7 +31,8 @@ pub(super) enum Side {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Port {
     pub(super) name: String,
-    pub(super) mac: Mac,
+    /// None where the controller does not know it: OVN has the port's addresses as `unknown`.
+    pub(super) mac: Option<Mac>,
     pub(super) addresses: Vec<IpAddr>,
 }
 
@@ -43,6 +45,8 @@ pub(super) struct Plan {
     pub(super) domain: String,
     pub(super) ports: Vec<Port>,
     pub(super) routes: bool,
+    /// Whether the guest runs here, where the controller knows.
+    pub(super) guest_here: Option<bool>,
 }
 
 /// A handover that is armed.
@@ -57,9 +61,12 @@ pub(super) struct Armed {
     /// Whether the guest runs here, as far as is known.
     pub(super) here: bool,
     pub(super) opening: Opening,
+    pub(super) reopening: Reopening,
     /// What opens the ports: ready before it is needed. None while an interface is missing.
     pub(super) prebuilt: Option<Arc<PacketOuts>>,
     pub(super) seen: Seen,
+    /// When the agent announced by itself that the guest is back.
+    pub(super) returned: Option<Instant>,
     /// When a controller last spoke of it, or the stream that it did on was lost.
     pub(super) contact: Instant,
     /// Whether a controller spoke of it on the stream that is there.
@@ -74,6 +81,10 @@ pub(super) struct ArmedPort {
     pub(super) routed: Option<String>,
     /// A frame of the guest's was seen after it came here.
     pub(super) first_frame: bool,
+    /// A frame came in by it that was not taken for the guest's.
+    pub(super) passed_over: bool,
+    /// How often it was opened without a command.
+    pub(super) reopened: Option<Reopened>,
     reported: Option<PortReport>,
 }
 
@@ -110,9 +121,9 @@ impl TryFrom<Arm> for Plan {
             domain if is_name(&domain) => domain,
             domain => return Err(format!("a domain's name of {} bytes", domain.len())),
         };
-        if arm.ports.is_empty() || arm.ports.len() > MOST_PORTS {
+        if arm.ports.len() > MOST_PORTS {
             let count = arm.ports.len();
-            return Err(format!("{count} ports, expected 1 to {MOST_PORTS}"));
+            return Err(format!("{count} ports, expected at most {MOST_PORTS}"));
         }
         let ports: Vec<Port> = arm
             .ports
@@ -130,6 +141,7 @@ impl TryFrom<Arm> for Plan {
             domain,
             ports,
             routes: arm.routes.is_some_and(|routes| routes.wanted),
+            guest_here: arm.guest_here,
         })
     }
 }
@@ -146,12 +158,10 @@ impl TryFrom<agent::Port> for Port {
         if !is_name(&name) {
             return Err(format!("a port's name of {} bytes", name.len()));
         }
-        let mac: Mac = mac
-            .parse()
-            .map_err(|_| format!("port {name}: its MAC is none"))?;
-        if mac.is_multicast() || mac == Mac::zero() {
-            return Err(format!("port {name}: {mac} is no station's MAC"));
-        }
+        let mac = match mac.as_str() {
+            "" => None,
+            mac => Some(station(mac).map_err(|wrong| format!("port {name}: {wrong}"))?),
+        };
         if addresses.len() > MOST_ADDRESSES {
             return Err(format!("port {name}: more than {MOST_ADDRESSES} addresses"));
         }
@@ -174,6 +184,15 @@ impl TryFrom<agent::Port> for Port {
     }
 }
 
+/// The MAC that a machine can have.
+fn station(mac: &str) -> Result<Mac, String> {
+    let mac: Mac = mac.parse().map_err(|_| "its MAC is none".to_owned())?;
+    if mac.is_multicast() || mac == Mac::zero() {
+        return Err(format!("{mac} is no station's MAC"));
+    }
+    Ok(mac)
+}
+
 impl Armed {
     pub(super) fn new(plan: Plan, now: Instant) -> Self {
         let ports = plan.ports.into_iter().map(ArmedPort::new).collect();
@@ -183,10 +202,12 @@ impl Armed {
             domain: plan.domain,
             ports,
             routes: plan.routes,
-            here: plan.side == Side::Source,
+            here: plan.guest_here.unwrap_or(plan.side == Side::Source),
             opening: Opening::Not,
+            reopening: Reopening::new(plan.guest_here == Some(true)),
             prebuilt: None,
             seen: Seen::default(),
+            returned: None,
             contact: now,
             on_this_stream: false,
         }
@@ -195,10 +216,8 @@ impl Armed {
     /// Takes over what differs in `plan`, of the same handover and side. The ports that are no longer
     /// in it, for their routes' sake, and the commands whose opening no longer counts.
     pub(super) fn update(&mut self, plan: Plan) -> (Vec<ArmedPort>, Vec<u64>) {
-        let stations = |ports: &mut dyn Iterator<Item = &Port>| -> BTreeSet<(String, String)> {
-            ports
-                .map(|port| (port.name.clone(), port.mac.to_string()))
-                .collect()
+        let stations = |ports: &mut dyn Iterator<Item = &Port>| -> BTreeSet<(String, Option<Mac>)> {
+            ports.map(|port| (port.name.clone(), port.mac)).collect()
         };
         let before = stations(&mut self.ports.iter().map(|armed| &armed.port));
         let mut unanswered = Vec::new();
@@ -219,6 +238,10 @@ impl Armed {
         }
         self.domain = plan.domain;
         self.routes = plan.routes;
+        if let Some(here) = plan.guest_here.filter(|_| !self.seen.is_any()) {
+            self.here = here;
+            self.reopening.guest_runs = here;
+        }
         (old, unanswered)
     }
 
@@ -232,37 +255,62 @@ impl Armed {
         self.prebuilt = prebuilt.map(Arc::new);
         if matches!(self.opening, Opening::Done { .. }) {
             self.opening = Opening::Not;
+            self.reopening.commanded = None;
         }
     }
 
     fn packets(&self, interfaces: &Interfaces) -> Option<PacketOuts> {
-        if self.side == Side::Source {
+        if self.side == Side::Source || self.ports_with_mac().next().is_none() {
             return None;
         }
-        let station = |armed: &ArmedPort| {
-            let interface = interfaces.get(&armed.port.name)?;
-            Some((interface.ofport?, armed.port.mac))
-        };
-        let stations: Vec<_> = self.ports.iter().map(station).collect::<Option<_>>()?;
+        let stations: Vec<_> = self
+            .ports_with_mac()
+            .map(|(armed, mac)| Some((armed.number(interfaces)?, mac)))
+            .collect::<Option<_>>()?;
         PacketOuts::opening(stations).ok()
+    }
+
+    /// The node's routes still lead here, and the guest, as the controller says, has gone: to an agent that was not there
+    /// when it went.
+    pub(super) fn has_lost_its_guest(&self) -> bool {
+        self.side == Side::Source && self.routes && !self.here && !self.seen.is_any()
+    }
+
+    /// The ports whose MAC is known.
+    pub(super) fn ports_with_mac(&self) -> impl Iterator<Item = (&ArmedPort, Mac)> {
+        self.ports
+            .iter()
+            .filter_map(|armed| Some((armed, armed.port.mac?)))
+    }
+
+    /// The ports whose MAC is known and that the switch has, by number.
+    pub(super) fn stations(&self, interfaces: &Interfaces) -> impl Iterator<Item = (u16, Mac)> {
+        let with_mac = self.ports_with_mac();
+        with_mac.filter_map(|(armed, mac)| Some((armed.number(interfaces)?, mac)))
     }
 
     /// The ports that the switch has no interface for, by name.
     pub(super) fn missing(&self, interfaces: &Interfaces) -> String {
-        let has_number = |name| {
-            let interface: Option<&Interface> = interfaces.get(name);
-            interface.is_some_and(|interface| interface.ofport.is_some())
-        };
-        let names = self.ports.iter().map(|armed| armed.port.name.as_str());
-        let missing: Vec<_> = names.filter(|name| !has_number(*name)).collect();
-        missing.join(", ")
+        let missing = self.ports_with_mac().map(|(armed, _)| armed);
+        names(missing.filter(|armed| armed.number(interfaces).is_none()))
+    }
+
+    /// Which ports are left to OVN, for people, where there are any.
+    pub(super) fn left_out(&self) -> Option<String> {
+        if self.ports.is_empty() {
+            return Some("no port of the VM was named: OVN alone opens what it has".to_owned());
+        }
+        let left_out = names(self.ports.iter().filter(|armed| armed.port.mac.is_none()));
+        (!left_out.is_empty()).then(|| {
+            format!("the MAC of {left_out} is not known (addresses=unknown?): OVN alone opens that")
+        })
     }
 
     /// How the ports stand, where that is news; with `all`, of every port.
     pub(super) fn reports(&mut self, interfaces: &Interfaces, all: bool) -> Vec<PortReport> {
         let mut news = Vec::new();
         for armed in &mut self.ports {
-            let report = report(&self.id, &armed.port.name, interfaces);
+            let report = report(&self.id, armed, interfaces);
             if all || armed.reported.as_ref() != Some(&report) {
                 news.push(report.clone());
                 armed.reported = Some(report);
@@ -278,24 +326,38 @@ impl ArmedPort {
             port,
             routed: None,
             first_frame: false,
+            passed_over: false,
+            reopened: None,
             reported: None,
         }
     }
+
+    /// Its number in OpenFlow, once the switch has it.
+    pub(super) fn number(&self, interfaces: &Interfaces) -> Option<u16> {
+        u16::try_from(interfaces.get(&self.port.name)?.ofport?).ok()
+    }
 }
 
-fn report(id: &HandoverId, port: &str, interfaces: &Interfaces) -> PortReport {
+fn names<'a>(ports: impl Iterator<Item = &'a ArmedPort>) -> String {
+    let names: Vec<_> = ports.map(|armed| armed.port.name.as_str()).collect();
+    names.join(", ")
+}
+
+fn report(id: &HandoverId, armed: &ArmedPort, interfaces: &Interfaces) -> PortReport {
+    let port = &armed.port.name;
     let found = interfaces.get(port);
     let statistics = found
         .map(|interface| interface.statistics)
         .unwrap_or_default();
     PortReport {
         id: Some(id.clone()),
-        port: port.to_owned(),
+        port: port.clone(),
         present: found.is_some(),
         ovn_installed: found.is_some_and(|interface| interface.installed),
         rx_packets: statistics.rx_packets,
         tx_packets: statistics.tx_packets,
         tx_dropped: statistics.tx_dropped,
+        reopened: armed.reopened,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::time::Nanos;
 
 /// How long after the pause an Open is good: longer than a guest stands still, and than clocks may be apart. This process
 /// may have been frozen, and the guest have come, gone, and be about to come again.
-const GOOD_FOR: Duration = Duration::from_secs(15);
+pub(super) const GOOD_FOR: Duration = Duration::from_secs(15);
 /// The most commands that wait for one opening.
 const MOST_WAITING: usize = 64;
 
@@ -35,11 +35,15 @@ impl Core {
             Ok(plan) => plan,
             Err(refused) => return self.say_outcome("arm", id, 0, refused, out),
         };
-        out.push(Output::Count(Counted::Command("arm", Came::Done)));
         let vm = plan.vm.clone();
         self.remember(&vm, &id, now);
         self.take(plan, now, out);
         self.tell_all(&vm, now, out);
+        let known = self.vms.get(&vm).and_then(|known| known.armed.as_ref());
+        match known.and_then(Armed::left_out) {
+            Some(left_out) => self.say_outcome("arm", id, 0, (Came::Done, left_out), out),
+            None => out.push(Output::Count(Counted::Command("arm", Came::Done))),
+        }
     }
 
     /// Refuses a plan that takes what another VM's handover has, or one too many.
@@ -107,12 +111,16 @@ impl Core {
             }
             None => Armed::new(plan, now),
         };
+        if armed.has_lost_its_guest() {
+            // An agent that ran here before this one made them.
+            take_routes_away(armed.ports.iter(), out);
+        }
         armed.prebuild(&self.interfaces);
         armed.settle_routes(&self.interfaces, out);
         let id = armed.id.clone();
         known.armed = Some(armed);
         self.domains.insert(domain, vm);
-        self.attend(out);
+        self.attend(now, out);
         self.say_not_opened(&id, unanswered, "the ports are others by now", out);
     }
 
@@ -134,7 +142,7 @@ impl Core {
         let signals = armed.seen.history().cloned();
         out.extend(signals.map(|signal| Output::Say(from_agent::Message::Signal(signal))));
         if let Opening::Done { command, hops } = &armed.opening {
-            out.push(say_opened(&armed.id, *command, *hops));
+            out.push(armed.say_opened(*command, *hops));
         }
     }
 
@@ -149,7 +157,7 @@ impl Core {
         }
         out.push(Output::Count(Counted::Command("disarm", Came::Done)));
         self.remember(&vm, &id, now);
-        let Some(mut armed) = self.release(&vm, out) else {
+        let Some(mut armed) = self.release(&vm, now, out) else {
             return;
         };
         armed.here = disarm.stays;
@@ -161,7 +169,13 @@ impl Core {
         }
     }
 
-    pub(super) fn open(&mut self, open: Open, received: Nanos, out: &mut Vec<Output>) {
+    pub(super) fn open(
+        &mut self,
+        open: Open,
+        received: Nanos,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
         let id = open.id.unwrap_or_default();
         let paused_at = Nanos(open.paused_at_ns);
         // The source's clock may be no good; the controller always knows when it heard.
@@ -186,7 +200,8 @@ impl Core {
                 }
                 Opening::Done { command, hops } => {
                     *command = open.command;
-                    Ok(Some(say_opened(&armed.id, open.command, *hops)))
+                    let hops = *hops;
+                    Ok(Some(armed.say_opened(open.command, hops)))
                 }
                 Opening::Not if is_late(told_at, received) => {
                     let ago = received.since(told_at);
@@ -198,20 +213,20 @@ impl Core {
                 }
                 Opening::Not => {
                     let Some(frames) = armed.prebuilt.clone() else {
-                        let missing = armed.missing(&interfaces);
-                        let reason = format!("the switch has no interface for {missing}");
-                        return Err((Came::Failed, reason));
+                        return Err((Came::Failed, armed.why_not(&interfaces)));
                     };
                     armed.opening = Opening::UnderWay {
                         serial,
                         commands: vec![open.command],
                         frames: frames.clone(),
                     };
+                    armed.reopening.commanded = Some(now);
                     Ok(Some(Output::Open {
                         ticket: Ticket { vm, serial },
                         frames,
                         received,
                         paused_at,
+                        again: None,
                     }))
                 }
             }
@@ -226,16 +241,30 @@ impl Core {
             Ok(Some(output)) => {
                 self.last_serial = serial;
                 out.push(output);
+                self.opening(&id, now, out);
             }
         }
+    }
+
+    /// The guest has paused on the source: what comes from the ports from now on is its own.
+    fn opening(&mut self, id: &HandoverId, now: Instant, out: &mut Vec<Output>) {
+        let interfaces = self.interfaces.clone();
+        if let Ok((_, armed)) = self.armed_by(id) {
+            armed.listen_again(&interfaces, out);
+        }
+        self.attend(now, out);
     }
 
     pub(super) fn opened(
         &mut self,
         ticket: &Ticket,
         result: Result<Written, String>,
+        now: Instant,
         out: &mut Vec<Output>,
     ) {
+        if self.reopened(ticket, &result, now, out) {
+            return;
+        }
         let known = self.vms.get_mut(&ticket.vm);
         let Some(armed) = known.and_then(|known| known.armed.as_mut()) else {
             return;
@@ -260,6 +289,9 @@ impl Core {
             Ok(written) => hops(written.received, written.sent, written.processed),
             Err(reason) => {
                 armed.opening = Opening::Not;
+                if !still {
+                    armed.reopening.commanded = None;
+                }
                 return self.say_not_opened(&id, waiting, &reason, out);
             }
         };
@@ -268,7 +300,7 @@ impl Core {
         for command in waiting {
             out.push(Output::Count(Counted::Command("open", Came::Done)));
             if self.linked {
-                out.push(say_opened(&id, command, hops));
+                out.push(armed.say_opened(command, hops));
             }
         }
     }
@@ -297,7 +329,7 @@ impl Core {
         match packets {
             Ok(packets) => out.push(Output::Announce {
                 id,
-                command,
+                command: Some(command),
                 packets: Arc::new(packets),
             }),
             Err(refused) => self.say_outcome("announce", id, command, refused, out),
@@ -357,20 +389,40 @@ impl Core {
 }
 
 impl Armed {
-    /// What the guest would announce, on those of its ports that the switch has.
+    /// The answer to an order to open; what was left out is part of it.
+    fn say_opened(&self, command: u64, hops: Hops) -> Output {
+        Output::Say(from_agent::Message::Outcome(Outcome {
+            id: Some(self.id.clone()),
+            command,
+            result: Came::Done.into(),
+            reason: self.left_out().unwrap_or_default(),
+            hops: Some(hops),
+        }))
+    }
+
+    /// Why nothing can be opened.
+    fn why_not(&self, interfaces: &Interfaces) -> String {
+        match self.missing(interfaces) {
+            none if none.is_empty() => self
+                .left_out()
+                .unwrap_or_else(|| "the switch has no usable number for a port".to_owned()),
+            missing => format!("the switch has no interface for {missing}"),
+        }
+    }
+
+    /// What QEMU would announce of the guest, and what itself would, on those of its ports that the switch has.
     fn announcements(&self, interfaces: &Interfaces) -> Result<PacketOuts, (Came, String)> {
-        let mut packets = PacketOuts::new();
-        for armed in &self.ports {
-            let interface = interfaces.get(&armed.port.name);
-            let Some(number) = interface.and_then(|interface| interface.ofport) else {
+        let mut packets = PacketOuts::opening(self.stations(interfaces))
+            .map_err(|error| (Came::Failed, crate::chain(&error)))?;
+        for (armed, mac) in self.ports_with_mac() {
+            let Some(number) = armed.number(interfaces) else {
                 continue;
             };
-            let (mac, addresses) = (armed.port.mac, &armed.port.addresses);
-            through_switch(&mut packets, number, mac, addresses)
+            through_switch(&mut packets, number.into(), mac, &armed.port.addresses)
                 .map_err(|error| (Came::Failed, crate::chain(&error)))?;
         }
         if packets.is_empty() {
-            let reason = "nothing to announce: no interface here, or no address".to_owned();
+            let reason = "nothing to announce: no interface here, or no MAC".to_owned();
             return Err((Came::Failed, reason));
         }
         Ok(packets)
@@ -382,17 +434,7 @@ fn is_late(told_at: Nanos, received: Nanos) -> bool {
     told_at != Nanos::default() && received.since(told_at) > GOOD_FOR
 }
 
-fn say_opened(id: &HandoverId, command: u64, hops: Hops) -> Output {
-    Output::Say(from_agent::Message::Outcome(Outcome {
-        id: Some(id.clone()),
-        command,
-        result: Came::Done.into(),
-        reason: String::new(),
-        hops: Some(hops),
-    }))
-}
-
-fn say_report(report: PortReport) -> Output {
+pub(super) fn say_report(report: PortReport) -> Output {
     Output::Say(from_agent::Message::Port(report))
 }
 

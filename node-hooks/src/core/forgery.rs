@@ -18,6 +18,8 @@ pub enum Forged {
     OnSource,
     /// It names a MAC that is not its port's.
     AnothersAddress,
+    /// It is the target, where nothing says yet that the guest runs, and its pod may have sent it.
+    BeforeTheGuest,
 }
 
 /// Which forgeries were told lately.
@@ -26,7 +28,12 @@ pub(super) struct Told(HashMap<(String, Forged), Instant>);
 
 impl Forged {
     /// Every reason there is.
-    pub const ALL: [Self; 3] = [Self::NothingMoves, Self::OnSource, Self::AnothersAddress];
+    pub const ALL: [Self; 4] = [
+        Self::NothingMoves,
+        Self::OnSource,
+        Self::AnothersAddress,
+        Self::BeforeTheGuest,
+    ];
 
     /// The reason, for people.
     pub fn reason(self) -> &'static str {
@@ -34,6 +41,7 @@ impl Forged {
             Self::NothingMoves => "an announcement while no handover is armed here",
             Self::OnSource => "an announcement on the node that the VM leaves",
             Self::AnothersAddress => "an announcement that names another's MAC",
+            Self::BeforeTheGuest => "an announcement of the pod's own, ahead of its guest",
         }
     }
 
@@ -43,6 +51,7 @@ impl Forged {
             Self::NothingMoves => "nothing_moves",
             Self::OnSource => "on_source",
             Self::AnothersAddress => "anothers_address",
+            Self::BeforeTheGuest => "before_the_guest",
         }
     }
 }

@@ -2,8 +2,10 @@
 //! [`Input`], what is to be done comes out as [`Output`]s.
 //!
 //! # Guarantees
-//! - A port is opened only on the controller's word, for a handover that is armed here as the target,
-//!   by its epoch and migration; no frame and no event of a hypervisor opens anything.
+//! - A port is opened only for a handover that is armed here as the target: on the controller's word, by its epoch and
+//!   migration; or where OVN blocks it although it was opened so a moment ago, or although its guest runs here, as frames
+//!   of the guest's show that came in by that port, or the controller says. Nothing that happens on the source opens it,
+//!   and no event of a hypervisor does alone.
 //! - A command of an older handover than the newest that was armed or disarmed for its VM is refused.
 //! - After a Disarm nothing of the handover is left but its number.
 //! - What is kept is bounded, whatever is sent: by guests, by the controller, by KubeVirt.
@@ -13,6 +15,7 @@ mod commands;
 mod forgery;
 mod gate;
 mod observe;
+mod reopen;
 mod seen;
 #[cfg(test)]
 mod tests;
@@ -94,12 +97,19 @@ pub enum Input {
         /// The stamps, or why nothing was opened.
         result: Result<Written, String>,
     },
+    /// OVN blocks ports that [`Output::ExpectOpen`] named last; to be said as often as it is found.
+    Blocked {
+        /// Their numbers.
+        ports: BTreeSet<u16>,
+        /// When it was found.
+        at: Nanos,
+    },
     /// What came of [`Output::Announce`].
     Announced {
         /// Which handover.
         id: HandoverId,
-        /// The command's number.
-        command: u64,
+        /// The command's number; None where nobody commanded it.
+        command: Option<u64>,
         /// Nothing, or what failed.
         result: Result<(), String>,
     },
@@ -154,24 +164,28 @@ pub enum Output {
     KeepSwitch(bool),
     /// Find out what shuts these ports of the switch, and keep finding out.
     ExpectToOpen(BTreeSet<u16>),
+    /// Of these ports some are to be open by now: look often whether they are.
+    ExpectOpen(BTreeSet<u16>),
     /// Open ports: remove what shuts them, and have OVN activate them by these frames, as if they had come in on the ports.
     Open {
         /// To be returned in [`Input::Opened`].
         ticket: Ticket,
         /// A frame for each of the VM's ports.
         frames: Arc<PacketOuts>,
-        /// When the command arrived.
+        /// When the command arrived, or the ports were found blocked.
         received: Nanos,
         /// When the source saw the pause, on its own clock; 0 where it is not known.
         paused_at: Nanos,
+        /// Why it is done without a command.
+        again: Option<Again>,
     },
-    /// Tell the neighbours where the addresses are.
+    /// Tell the neighbours where the guest is.
     Announce {
         /// To be returned in [`Input::Announced`].
         id: HandoverId,
         /// Likewise.
-        command: u64,
-        /// Frames as the guest itself would announce its addresses.
+        command: Option<u64>,
+        /// Frames as QEMU or the guest itself would announce it.
         packets: Arc<PacketOuts>,
     },
     /// Make host routes and proxy neighbours for the addresses.
@@ -213,6 +227,28 @@ impl Ticket {
     }
 }
 
+/// Why the agent opens ports by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Again {
+    /// They had been opened on command, and were blocked again.
+    Undone,
+    /// Their guest runs here.
+    GuestRuns,
+}
+
+impl Again {
+    /// Every reason there is.
+    pub const ALL: [Self; 2] = [Self::Undone, Self::GuestRuns];
+
+    /// The reason, for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Undone => "undone",
+            Self::GuestRuns => "guest_runs",
+        }
+    }
+}
+
 /// When what opens ports was written into the switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -233,6 +269,8 @@ pub enum Counted {
     Forgery(Forged),
     /// A command was carried out or refused.
     Command(&'static str, outcome::Result),
+    /// Ports were opened without a command.
+    Reopened(Again),
     /// A handover was observed no more because no controller spoke of it.
     Expired,
 }
@@ -250,6 +288,8 @@ pub struct Core {
     keeps_switch: bool,
     /// What was said last in [`Output::ExpectToOpen`].
     expected: BTreeSet<u16>,
+    /// What was said last in [`Output::ExpectOpen`].
+    expected_open: BTreeSet<u16>,
     last_serial: u64,
 }
 
@@ -276,7 +316,7 @@ impl Core {
     /// Takes what happened, and appends what is to be done, in order.
     pub fn handle(&mut self, input: Input, now: Instant, out: &mut Vec<Output>) {
         match input {
-            Input::Lifecycle(event) => self.lifecycle(&event, out),
+            Input::Lifecycle(event) => self.lifecycle(&event, now, out),
             Input::Heard(frame) => self.heard(&frame, now, out),
             Input::LastFrame {
                 vm,
@@ -286,11 +326,12 @@ impl Core {
                 seen,
             } => self.last_frame(&vm, epoch, port, (at, seen), out),
             Input::Deaf { interface } => drop(self.ears.remove(&interface)),
-            Input::Interfaces(interfaces) => self.interfaces_are(interfaces, out),
+            Input::Interfaces(interfaces) => self.interfaces_are(interfaces, now, out),
             Input::Linked => self.linked(out),
             Input::Unlinked => self.unlinked(now),
             Input::Command { message, received } => self.command(message, received, now, out),
-            Input::Opened { ticket, result } => self.opened(&ticket, result, out),
+            Input::Opened { ticket, result } => self.opened(&ticket, result, now, out),
+            Input::Blocked { ports, at } => self.blocked(&ports, at, now, out),
             Input::Announced {
                 id,
                 command,
@@ -300,7 +341,9 @@ impl Core {
                     Ok(()) => (outcome::Result::Done, String::new()),
                     Err(reason) => (outcome::Result::Failed, reason),
                 };
-                self.say_outcome("announce", id, command, (result, reason), out);
+                if let Some(command) = command {
+                    self.say_outcome("announce", id, command, (result, reason), out);
+                }
             }
             Input::Asked { call, about } => {
                 let asked = self.gate.ask(call, about);
@@ -332,7 +375,7 @@ impl Core {
         out: &mut Vec<Output>,
     ) {
         match message {
-            to_agent::Message::Open(open) => self.open(open, received, out),
+            to_agent::Message::Open(open) => self.open(open, received, now, out),
             to_agent::Message::Arm(arm) => self.arm(arm, now, out),
             to_agent::Message::Disarm(disarm) => self.disarm(disarm, now, out),
             to_agent::Message::Announce(announce) => self.announce(announce, out),
@@ -382,13 +425,13 @@ impl Core {
             .collect();
         for vm in expired {
             // Where its guest runs is not known: what routes it has are left as they are.
-            self.release(&vm, out);
+            self.release(&vm, now, out);
             out.push(Output::Count(Counted::Expired));
         }
         self.vms
             .retain(|_, known| known.armed.is_some() || !is_old(known.touched));
         self.told.forget(now);
-        self.attend(out);
+        self.attend(now, out);
     }
 
     fn armed(&self) -> impl Iterator<Item = (&Vm, &Armed)> {
@@ -398,19 +441,20 @@ impl Core {
     }
 
     /// Forgets what is armed for `vm`, but not its number.
-    fn release(&mut self, vm: &Vm, out: &mut Vec<Output>) -> Option<Armed> {
+    fn release(&mut self, vm: &Vm, now: Instant, out: &mut Vec<Output>) -> Option<Armed> {
         let armed = self.vms.get_mut(vm)?.armed.take()?;
         self.domains.remove(&armed.domain);
-        self.attend(out);
+        self.attend(now, out);
         Some(armed)
     }
 
     /// Listens on the interfaces of the ports that are armed and on no others, and keeps a connection
     /// to the switch for as long as it may be needed.
-    fn attend(&mut self, out: &mut Vec<Output>) {
+    fn attend(&mut self, now: Instant, out: &mut Vec<Output>) {
         let mut wanted = BTreeMap::new();
         for (vm, armed) in self.armed() {
-            for port in armed.ports.iter().map(|armed| &armed.port) {
+            for (port, mac) in armed.ports_with_mac() {
+                let port = &port.port;
                 let Some(interface) = self.interfaces.get(&port.name) else {
                     continue;
                 };
@@ -418,7 +462,7 @@ impl Core {
                     vm: vm.clone(),
                     epoch: armed.id.epoch,
                     port: port.name.clone(),
-                    mac: port.mac,
+                    mac,
                     target: armed.side == Side::Target,
                 };
                 wanted.insert(interface.name.clone(), ear);
@@ -450,17 +494,18 @@ impl Core {
             self.expected.clone_from(&expected);
             out.push(Output::ExpectToOpen(expected));
         }
+        let expected = self.expected_open(now);
+        if expected != self.expected_open {
+            self.expected_open.clone_from(&expected);
+            out.push(Output::ExpectOpen(expected));
+        }
     }
 
     /// The numbers of the ports that guests are to come to.
     fn expected_to_open(&self) -> BTreeSet<u16> {
         let targets = self.armed().filter(|(_, armed)| armed.side == Side::Target);
-        let ports = targets.flat_map(|(_, armed)| &armed.ports);
-        let number = |armed: &armed::ArmedPort| {
-            let interface = self.interfaces.get(&armed.port.name)?;
-            u16::try_from(interface.ofport?).ok()
-        };
-        ports.filter_map(number).collect()
+        let stations = targets.flat_map(|(_, armed)| armed.stations(&self.interfaces));
+        stations.map(|(number, _)| number).collect()
     }
 
     fn say(&self, message: impl IntoIterator<Item = from_agent::Message>, out: &mut Vec<Output>) {

@@ -1,7 +1,7 @@
 //! What is observed of what is armed: the hypervisor's events, frames, interfaces.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use node_hooks_api::agent::signal::{Kind, Source};
 use node_hooks_api::agent::{Forgery, Signal, from_agent};
@@ -9,9 +9,13 @@ use node_hooks_api::agent::{Forgery, Signal, from_agent};
 use super::armed::{Armed, Side};
 use super::{Core, Counted, Forged, Output, Vm};
 use crate::ear::{Heard, HeardFrame};
+use crate::openflow::PacketOuts;
 use crate::ovs::Interfaces;
 use crate::signals::{LifecycleEvent, Origin, Sign};
 use crate::time::Nanos;
+
+/// How often a guest's return is announced, at most: a launcher can make up any number of pauses.
+const RETURNS: Duration = Duration::from_secs(1);
 
 /// One thing that was seen, where and when.
 struct Sighting {
@@ -24,7 +28,12 @@ struct Sighting {
 
 impl Core {
     /// The path that a guest's pause takes: one look-up, one message.
-    pub(super) fn lifecycle(&mut self, event: &LifecycleEvent, out: &mut Vec<Output>) {
+    pub(super) fn lifecycle(
+        &mut self,
+        event: &LifecycleEvent,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
         let Some((vm, armed)) = self.domains.get(&event.domain).and_then(|vm| {
             let armed = self.vms.get_mut(vm)?.armed.as_mut()?;
             Some((vm, armed))
@@ -62,11 +71,19 @@ impl Core {
         match kind {
             Kind::Paused if was_paused => {}
             Kind::Paused => ask_last_frames(vm, armed, &self.interfaces, out),
-            Kind::Resumed => armed.here = true,
+            Kind::Resumed => {
+                armed.here = true;
+                if armed.side == Side::Source && was_paused {
+                    armed.announce_return(&self.interfaces, now, out);
+                }
+            }
             Kind::Left => armed.here = false,
             Kind::Unspecified | Kind::LastFrame | Kind::FirstFrame => {}
         }
         armed.settle_routes(&self.interfaces, out);
+        if armed.side == Side::Target {
+            armed.listen_again(&self.interfaces, out);
+        }
     }
 
     pub(super) fn heard(&mut self, frame: &HeardFrame, now: Instant, out: &mut Vec<Output>) {
@@ -89,6 +106,19 @@ impl Core {
         if armed.side == Side::Source {
             return self.forged(frame, Forged::OnSource, now, out);
         }
+        let interface = self.interfaces.get(&ear.port);
+        let is_tap = interface.is_some_and(|interface| interface.is_tap);
+        let is_guests = is_tap || source == Source::Rarp || armed.expects_its_guest();
+        let mut ports = armed.ports.iter_mut();
+        let Some(port) = ports.find(|armed| armed.port.name == ear.port) else {
+            return;
+        };
+        if !is_guests {
+            port.passed_over |= source == Source::Frame;
+            return self.forged(frame, Forged::BeforeTheGuest, now, out);
+        }
+        // RARP is QEMU's, and may come before the guest runs; anything else the guest says itself.
+        let is_first = source != Source::Rarp && !std::mem::replace(&mut port.first_frame, true);
         let sighting = |kind, source| Sighting {
             kind,
             source,
@@ -99,17 +129,12 @@ impl Core {
         if source != Source::Frame {
             armed.tell(sighting(Kind::Resumed, source), self.linked, out);
         }
-        // RARP is QEMU's, and may come before the guest runs; anything else the guest says itself.
-        let is_first = |armed: &Armed| {
-            let mut ports = armed.ports.iter();
-            ports.any(|armed| armed.port.name == ear.port && !armed.first_frame)
-        };
-        if source != Source::Rarp && is_first(armed) {
+        if is_first {
             armed.tell(sighting(Kind::FirstFrame, Source::Frame), self.linked, out);
-            let mut ports = armed.ports.iter_mut();
-            if let Some(port) = ports.find(|armed| armed.port.name == ear.port) {
-                port.first_frame = true;
-            }
+        }
+        armed.listen_again(&self.interfaces, out);
+        if !std::mem::replace(&mut armed.reopening.guest_runs, true) {
+            self.attend(now, out);
         }
     }
 
@@ -135,7 +160,12 @@ impl Core {
         armed.tell(sighting, self.linked, out);
     }
 
-    pub(super) fn interfaces_are(&mut self, interfaces: Arc<Interfaces>, out: &mut Vec<Output>) {
+    pub(super) fn interfaces_are(
+        &mut self,
+        interfaces: Arc<Interfaces>,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
         self.interfaces = interfaces;
         for armed in self
             .vms
@@ -149,7 +179,7 @@ impl Core {
                 out.extend(reports.map(|report| Output::Say(from_agent::Message::Port(report))));
             }
         }
-        self.attend(out);
+        self.attend(now, out);
     }
 
     fn forged(&mut self, frame: &HeardFrame, forged: Forged, now: Instant, out: &mut Vec<Output>) {
@@ -194,6 +224,49 @@ impl Armed {
         out.push(Output::Count(Counted::Signal(kind, source)));
         self.seen.keep(signal);
         true
+    }
+
+    /// Whether what comes from its ports is the guest's, as far as is known.
+    ///
+    /// A CNI announces the addresses of the pod that it makes on the target, which are the guest's, and so may the pod's
+    /// kernel, by the same port; the guest still runs on the source then. A RARP is QEMU's alone.
+    fn expects_its_guest(&self) -> bool {
+        self.reopening.guest_runs || self.reopening.commanded.is_some() || self.seen.is_resumed()
+    }
+
+    /// Waits anew for the first frame by each port where the one that was waited for was not the guest's.
+    pub(super) fn listen_again(&mut self, interfaces: &Interfaces, out: &mut Vec<Output>) {
+        for armed in &mut self.ports {
+            let was_passed_over = std::mem::take(&mut armed.passed_over);
+            let interface = interfaces.get(&armed.port.name);
+            if let (true, Some(interface), Some(mac)) = (was_passed_over, interface, armed.port.mac)
+            {
+                out.push(Output::Listen {
+                    interface: interface.name.clone(),
+                    mac,
+                    first_frame: true,
+                });
+            }
+        }
+    }
+
+    /// Has the switch, and what is beyond it, learn where the guest is: the target's opening may have been announced there,
+    /// and a guest may be silent for long. The controller, who knows of an opening, has the addresses announced, too.
+    fn announce_return(&mut self, interfaces: &Interfaces, now: Instant, out: &mut Vec<Output>) {
+        let is_due = |at| now.saturating_duration_since(at) >= RETURNS;
+        if self.seen.has_left() || !self.returned.is_none_or(is_due) {
+            return;
+        }
+        let packets = PacketOuts::opening(self.stations(interfaces)).ok();
+        let Some(packets) = packets.filter(|packets| !packets.is_empty()) else {
+            return;
+        };
+        self.returned = Some(now);
+        out.push(Output::Announce {
+            id: self.id.clone(),
+            command: None,
+            packets: Arc::new(packets),
+        });
     }
 
     /// Gives the ports' addresses their routes where the guest runs here, and takes them away where

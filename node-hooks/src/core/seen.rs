@@ -1,6 +1,6 @@
 //! What was seen of one handover: told once, kept for a controller that comes later.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use node_hooks_api::agent::Signal;
 use node_hooks_api::agent::signal::{Kind, Source};
@@ -14,17 +14,14 @@ const KEPT: usize = 64;
 /// What was seen of the guest of one handover on this node.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    paused: Sources,
-    resumed: Sources,
-    left: Sources,
+    /// The sources that said each.
+    paused: BTreeSet<Source>,
+    resumed: BTreeSet<Source>,
+    left: BTreeSet<Source>,
     history: VecDeque<Signal>,
     /// When the guest paused or resumed last, by the newest stamp.
     turned: Nanos,
 }
-
-/// The sources that said a thing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Sources(u8);
 
 impl Seen {
     /// Whether this is news: a source tells of each pause, resume and end once. A resume makes a
@@ -43,27 +40,37 @@ impl Seen {
         match kind {
             Kind::Paused => {
                 self.turned = self.turned.max(at);
-                self.resumed = Sources::default();
-                self.paused.add(source)
+                self.resumed.clear();
+                self.paused.insert(source)
             }
             Kind::Resumed => {
                 self.turned = self.turned.max(at);
-                self.paused = Sources::default();
-                self.resumed.add(source)
+                self.paused.clear();
+                self.resumed.insert(source)
             }
-            Kind::Left => self.left.add(source),
+            Kind::Left => self.left.insert(source),
             Kind::Unspecified | Kind::LastFrame | Kind::FirstFrame => true,
         }
     }
 
     /// Whether the guest is paused as far as any source said.
     pub(super) fn is_paused(&self) -> bool {
-        self.paused != Sources::default()
+        !self.paused.is_empty()
     }
 
     /// Whether the guest runs again as far as any source said.
     pub(super) fn is_resumed(&self) -> bool {
-        self.resumed != Sources::default()
+        !self.resumed.is_empty()
+    }
+
+    /// Whether any source said anything of where the guest is.
+    pub(super) fn is_any(&self) -> bool {
+        self.is_paused() || self.is_resumed() || self.has_left()
+    }
+
+    /// Whether the guest has left for good, as far as any source said.
+    pub(super) fn has_left(&self) -> bool {
+        !self.left.is_empty()
     }
 
     pub(super) fn keep(&mut self, signal: Signal) {
@@ -79,16 +86,6 @@ impl Seen {
     }
 }
 
-impl Sources {
-    /// Adds `source`; whether it was not there.
-    fn add(&mut self, source: Source) -> bool {
-        let bit = 1u8.checked_shl(u32::from(source as u8)).unwrap_or(0);
-        let added = self.0 & bit == 0;
-        self.0 |= bit;
-        added
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +98,21 @@ mod tests {
         assert!(seen.is_news(Kind::Resumed, Source::Libvirt, Nanos(1)));
         assert!(seen.is_news(Kind::Left, Source::Libvirt, Nanos(1)));
         assert!(!seen.is_news(Kind::Left, Source::Libvirt, Nanos(1)));
+    }
+
+    #[test]
+    fn no_source_tells_twice_however_many_there_are() {
+        let sources: Vec<_> = (0..=i32::from(u8::MAX))
+            .filter_map(|number| Source::try_from(number).ok())
+            .collect();
+        assert!(sources.contains(&Source::Frame), "{sources:?}");
+        for kind in [Kind::Paused, Kind::Resumed, Kind::Left] {
+            let mut seen = Seen::default();
+            for &source in &sources {
+                assert!(seen.is_news(kind, source, Nanos(1)), "{kind:?} {source:?}");
+                assert!(!seen.is_news(kind, source, Nanos(1)), "{kind:?} {source:?}");
+            }
+        }
     }
 
     #[test]

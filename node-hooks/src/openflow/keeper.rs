@@ -8,7 +8,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Error;
 use super::blocks::Block;
@@ -21,6 +21,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often it is looked what shuts the ports that are to be opened. OVN installs it when the target's port appears, and
 /// a copy takes seconds.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often, where a port is to be open: its guest may be without network for as long.
+const LOOK_OPEN: Duration = Duration::from_millis(100);
 /// How long the switch may take to tell.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -39,8 +41,17 @@ pub struct Keeper {
 /// The ports that are to be opened, and what shuts them, as far as is known.
 #[derive(Debug, Default)]
 struct Shut {
-    ports: Mutex<BTreeMap<u16, Vec<Block>>>,
+    known: Mutex<Known>,
     changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    blocks: BTreeMap<u16, Vec<Block>>,
+    /// Those that are to be open by now.
+    open: BTreeSet<u16>,
+    /// How often ports were opened: what was asked before an opening says nothing of after it.
+    openings: u64,
 }
 
 /// How it stands with the connection.
@@ -56,15 +67,17 @@ pub enum State {
 }
 
 impl Keeper {
-    /// Begins to connect to a bridge's management socket.
-    pub fn start(socket: PathBuf) -> Self {
-        Self::connecting(move || {
+    /// Begins to connect to a bridge's management socket. `blocked` is told of ports that are to be open and are not, as
+    /// often as that is found.
+    pub fn start(socket: PathBuf, blocked: impl Fn(BTreeSet<u16>) + Send + 'static) -> Self {
+        let connect = move || {
             let socket = socket.clone();
             async move { Switch::connect(&socket).await }
-        })
+        };
+        Self::connecting(connect, blocked)
     }
 
-    fn connecting<C, F>(connect: C) -> Self
+    fn connecting<C, F>(connect: C, blocked: impl Fn(BTreeSet<u16>) + Send + 'static) -> Self
     where
         C: Fn() -> F + Send + Sync + 'static,
         F: Future<Output = Result<Switch, Error>> + Send + 'static,
@@ -73,7 +86,7 @@ impl Keeper {
         let shut = Arc::new(Shut::default());
         let tasks = [
             tokio::spawn(keep(connect, state.clone())).abort_handle(),
-            tokio::spawn(look(state.subscribe(), shut.clone())).abort_handle(),
+            tokio::spawn(look(state.subscribe(), shut.clone(), blocked)).abort_handle(),
         ];
         Self { state, shut, tasks }
     }
@@ -82,11 +95,17 @@ impl Keeper {
     /// tells.
     pub fn expect_to_open(&self, ports: BTreeSet<u16>) {
         let mut known = self.shut.lock();
-        known.retain(|port, _| ports.contains(port));
+        known.blocks.retain(|port, _| ports.contains(port));
         for port in ports {
-            known.entry(port).or_default();
+            known.blocks.entry(port).or_default();
         }
         drop(known);
+        self.shut.changed.notify_one();
+    }
+
+    /// Has it look more often at these ports, of those that it knows of, and tell when something shuts them.
+    pub fn expect_open(&self, ports: BTreeSet<u16>) {
+        self.shut.lock().open = ports;
         self.shut.changed.notify_one();
     }
 
@@ -114,12 +133,19 @@ impl Keeper {
         }
     }
 
+    /// Like [`blocks`](Self::blocks), of ports that are opened now: nothing is told of what is found in the switch as it
+    /// was before.
+    pub fn blocks_to_remove(&self, packets: &PacketOuts) -> Option<Vec<Block>> {
+        self.shut.lock().openings += 1;
+        self.blocks(packets)
+    }
+
     /// What shuts the ports that these frames come in by. None unless it is known of each of them, in both directions.
     pub fn blocks(&self, packets: &PacketOuts) -> Option<Vec<Block>> {
         let known = self.shut.lock();
         let mut blocks = Vec::new();
         for port in packets.ports() {
-            let own = known.get(&port)?;
+            let own = known.blocks.get(&port)?;
             let [inward, outward] =
                 [true, false].map(|way| own.iter().any(|it| it.is_inward() == way));
             if !(inward && outward) {
@@ -176,28 +202,84 @@ where
     }
 }
 
-/// Finds out what shuts the ports that are to be opened.
-async fn look(mut state: watch::Receiver<State>, shut: Arc<Shut>) {
+/// Finds out what shuts the ports that are to be opened, and tells of it where they are to be open already.
+async fn look(
+    mut state: watch::Receiver<State>,
+    shut: Arc<Shut>,
+    blocked: impl Fn(BTreeSet<u16>) + Send,
+) {
     // Each error once.
     let mut told = None;
+    // When all of them are looked at again.
+    let mut all_at = Instant::now();
     loop {
-        let ports: Vec<_> = shut.lock().keys().copied().collect();
+        let is_all = all_at <= Instant::now();
+        let ports = shut.ports(is_all);
         let switch = match &*state.borrow_and_update() {
             State::Warm(switch) if !ports.is_empty() => Some(switch.clone()),
             _ => None,
         };
-        let Some(switch) = switch else {
-            tokio::select! {
-                () = shut.changed.notified() => {}
-                changed = state.changed() => if changed.is_err() { return },
+        let mut next = (!is_all).then_some(all_at);
+        if let Some(switch) = switch {
+            if is_all {
+                all_at = Instant::now() + LOOK;
             }
-            continue;
-        };
+            let found = shut.look_at(ports, &switch, &mut told).await;
+            if !found.is_empty() {
+                blocked(found);
+            }
+            next = Some(Instant::now() + shut.pause());
+        }
+        tokio::select! {
+            () = shut.changed.notified() => all_at = Instant::now(),
+            changed = state.changed() => match changed {
+                Ok(()) => all_at = Instant::now(),
+                Err(_) => return,
+            },
+            () = sleep_until(next.unwrap_or(all_at)), if next.is_some() => {}
+        }
+    }
+}
+
+impl Shut {
+    /// The ports that are looked at next: all, or those that are to be open.
+    fn ports(&self, all: bool) -> Vec<u16> {
+        let known = self.lock();
+        let ports = known.blocks.keys().copied();
+        ports
+            .filter(|port| all || known.open.contains(port))
+            .collect()
+    }
+
+    /// Until the next look.
+    fn pause(&self) -> Duration {
+        let known = self.lock();
+        if known.open.is_empty() {
+            LOOK
+        } else {
+            LOOK_OPEN
+        }
+    }
+
+    /// Asks the switch what shuts these ports; those that are to be open and are not.
+    async fn look_at(
+        &self,
+        ports: Vec<u16>,
+        switch: &Switch,
+        told: &mut Option<String>,
+    ) -> BTreeSet<u16> {
+        let mut blocked = BTreeSet::new();
         for port in ports {
+            let openings = self.lock().openings;
             // What was known stays known where nothing is told: it is removed only if it is still there.
             match timeout(ANSWER, switch.blocks(port)).await {
                 Ok(Ok(blocks)) => {
-                    if let Some(known) = shut.lock().get_mut(&port) {
+                    let mut known = self.lock();
+                    let is_blocked = !blocks.is_empty() && known.open.contains(&port);
+                    if is_blocked && known.openings == openings {
+                        blocked.insert(port);
+                    }
+                    if let Some(known) = known.blocks.get_mut(&port) {
                         *known = blocks;
                     }
                 }
@@ -205,23 +287,18 @@ async fn look(mut state: watch::Receiver<State>, shut: Arc<Shut>) {
                     let text = arp_proxy::chain(&error);
                     if told.as_ref() != Some(&text) {
                         tracing::warn!(port, error = text, "what shuts a port is not known");
-                        told = Some(text);
+                        *told = Some(text);
                     }
                 }
                 Err(_) => {}
             }
         }
-        tokio::select! {
-            () = shut.changed.notified() => {}
-            () = sleep(LOOK) => {}
-        }
+        blocked
     }
-}
 
-impl Shut {
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u16, Vec<Block>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
         // Nothing panics halfway through a change.
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

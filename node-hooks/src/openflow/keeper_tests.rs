@@ -12,6 +12,8 @@ use crate::openflow::blocks::tests::{SHUT_IN, SHUT_OUT};
 struct Scene {
     keeper: Keeper,
     attempts: mpsc::UnboundedReceiver<Instant>,
+    /// What it tells of ports that are to be open and are not.
+    blocked: mpsc::UnboundedReceiver<(Instant, BTreeSet<u16>)>,
 }
 
 impl Scene {
@@ -19,7 +21,8 @@ impl Scene {
         let streams: VecDeque<_> = streams.into_iter().collect();
         let streams = Arc::new(Mutex::new(streams));
         let (made, attempts) = mpsc::unbounded_channel();
-        let keeper = Keeper::connecting(move || {
+        let (tells, blocked) = mpsc::unbounded_channel();
+        let connect = move || {
             made.send(Instant::now()).unwrap();
             let stream = streams.lock().unwrap().pop_front().flatten();
             async move {
@@ -29,8 +32,15 @@ impl Scene {
                 let (read, write) = split(stream);
                 Switch::greet("test", read, write).await
             }
+        };
+        let keeper = Keeper::connecting(connect, move |ports| {
+            let _ = tells.send((Instant::now(), ports));
         });
-        Self { keeper, attempts }
+        Self {
+            keeper,
+            attempts,
+            blocked,
+        }
     }
 
     async fn warm(&self) {
@@ -137,6 +147,8 @@ struct Flows {
     shut: Mutex<Option<BTreeSet<u8>>>,
     refuses: Mutex<bool>,
     asked: AtomicUsize,
+    /// Who holds this keeps answers back.
+    answers: tokio::sync::Mutex<()>,
 }
 
 impl Flows {
@@ -198,6 +210,7 @@ impl Flows {
                 let mut body = vec![0; length - 8];
                 end.read_exact(&mut body).await.unwrap();
                 let answer = flows.answer(kind, &xid, &body);
+                let _answers = flows.answers.lock().await;
                 end.write_all(&answer).await.unwrap();
             }
         });
@@ -372,4 +385,99 @@ async fn a_keeper_that_is_dropped_asks_no_more() {
     drop(scene);
     // It has hung up.
     task.await.unwrap();
+}
+
+impl Scene {
+    /// What is told next of ports that are to be open, and how long that took.
+    async fn next_blocked(&mut self) -> (Duration, Vec<u16>) {
+        let began = Instant::now();
+        let (at, ports) = self.blocked.recv().await.unwrap();
+        (at - began, ports.into_iter().collect())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ports_that_are_to_be_open_are_looked_at_often_and_told_of_while_they_are_shut() {
+    let flows = Flows::shutting([7, 8]);
+    let (stream, _task) = flows.switch().await;
+    let mut scene = Scene::new([Some(stream)]);
+    scene.warm().await;
+    scene.keeper.expect_to_open([7, 8].into());
+    scene.until_known(8, 2).await;
+    sleep(5 * LOOK).await;
+    assert!(scene.blocked.try_recv().is_err(), "they may be shut");
+    // One of them, and one that it is not to look at.
+    scene.keeper.expect_open([7, 9].into());
+    let (at_once, ports) = scene.next_blocked().await;
+    assert!(at_once < LOOK_OPEN && ports == [7], "{at_once:?} {ports:?}");
+    for _ in 0..12 {
+        let (after, ports) = scene.next_blocked().await;
+        assert!(after <= LOOK_OPEN && ports == [7], "{after:?} {ports:?}");
+    }
+    flows.shut([8]);
+    scene.until_known(7, 0).await;
+    while scene.blocked.try_recv().is_ok() {}
+    sleep(5 * LOOK).await;
+    assert!(scene.blocked.try_recv().is_err(), "it is open");
+    // As when ovn-controller starts anew.
+    flows.shut([7, 8]);
+    let (after, ports) = scene.next_blocked().await;
+    assert!(
+        after <= 2 * LOOK_OPEN && ports == [7],
+        "{after:?} {ports:?}"
+    );
+    // It is over.
+    scene.keeper.expect_open(BTreeSet::new());
+    while scene.blocked.try_recv().is_ok() {}
+    sleep(5 * LOOK).await;
+    assert!(scene.blocked.try_recv().is_err());
+    assert_eq!(scene.known(7), 2, "it may be opened all the same");
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_ports_are_looked_at_no_more_often_for_it() {
+    let flows = Flows::shutting([]);
+    let (stream, _task) = flows.switch().await;
+    let scene = Scene::new([Some(stream)]);
+    scene.warm().await;
+    scene.keeper.expect_to_open([7, 8].into());
+    sleep(10 * LOOK).await;
+    let before = flows.asked();
+    scene.keeper.expect_open([7].into());
+    sleep(10 * LOOK).await;
+    // Ten for the one, fifty for the other; and one at once for each.
+    let asked = flows.asked() - before;
+    assert!((55..=65).contains(&asked), "{asked}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_asked_before_an_opening_is_not_told_after_it() {
+    let flows = Flows::shutting([7]);
+    let (stream, _task) = flows.switch().await;
+    let mut scene = Scene::new([Some(stream)]);
+    scene.warm().await;
+    scene.keeper.expect_to_open([7].into());
+    scene.until_known(7, 2).await;
+    let mut held = flows.answers.lock().await;
+    let asked = flows.asked();
+    scene.keeper.expect_open([7].into());
+    // It asks for the port's flow, and then for those with its cookie.
+    for question in 1..=2 {
+        while flows.asked() < asked + question {
+            sleep(Duration::from_millis(1)).await;
+        }
+        if question == 1 {
+            drop(held);
+            held = flows.answers.lock().await;
+        }
+    }
+    // The second answer is on its way, and the port is opened.
+    let mut packets = PacketOuts::new();
+    packets.push(7, vec![0; 60]).unwrap();
+    let blocks = scene.keeper.blocks_to_remove(&packets).unwrap();
+    assert_eq!(blocks.len(), 2);
+    flows.shut([]);
+    drop(held);
+    sleep(5 * LOOK).await;
+    assert!(scene.blocked.try_recv().is_err());
 }

@@ -39,10 +39,10 @@ impl PacketOuts {
     ///
     /// # Errors
     /// [`Error::Port`].
-    pub fn opening(ports: impl IntoIterator<Item = (u32, Mac)>) -> Result<Self, Error> {
+    pub fn opening(ports: impl IntoIterator<Item = (u16, Mac)>) -> Result<Self, Error> {
         let mut all = Self::new();
         for (port, mac) in ports {
-            all.push(port, Bytes::copy_from_slice(&rarp(mac)))?;
+            all.push(port.into(), Bytes::copy_from_slice(&rarp(mac)))?;
         }
         Ok(all)
     }
@@ -143,7 +143,9 @@ mod tests {
     #[test]
     fn numbers_that_no_port_has_are_refused() {
         for port in [0, 0xff00, 0xfffe, 0xffff, 0x1_0001, 0xffff_fff8, u32::MAX] {
-            let error = PacketOuts::opening([(1, MAC), (port, MAC)]).unwrap_err();
+            let error = PacketOuts::new()
+                .push(port, rarp(MAC).to_vec())
+                .unwrap_err();
             assert!(matches!(error, Error::Port(number) if number == port));
             assert!(error.to_string().starts_with(&port.to_string()), "{error}");
         }

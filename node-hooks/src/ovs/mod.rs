@@ -30,6 +30,8 @@ pub struct Interface {
     /// As of the last time that ovs-vswitchd wrote them, every 5 s unless `other_config:stats-update-interval` says
     /// otherwise.
     pub statistics: Statistics,
+    /// It is a tap: what comes in by it a hypervisor has written. By others comes what the kernel of a pod sends, too.
+    pub is_tap: bool,
 }
 
 /// Counters of an interface, from the switch's side: received is what the machine has sent.

@@ -11,6 +11,10 @@ use super::{Interface, Interfaces, Statistics};
 /// Where ovn-controller says that a port's flows are all there.
 const OVN_INSTALLED: &str = "ovn-installed";
 
+/// What drives an interface's device, in its `status`, and the name that a tap's driver has in Linux.
+const DRIVER: &str = "driver_name";
+const TUN: &str = "tun";
+
 ovsdb_rs::table! {
     pub(super) struct Bridge in "Bridge" {
         pub(super) name: String,
@@ -29,6 +33,7 @@ ovsdb_rs::table! {
         pub(super) mac_in_use: Option<String>,
         pub(super) external_ids: BTreeMap<String, String>,
         pub(super) statistics: BTreeMap<String, i64>,
+        pub(super) status: BTreeMap<String, String>,
     }
 }
 
@@ -141,6 +146,7 @@ fn read(row: &Row) -> Interface {
             tx_packets: statistic("tx_packets"),
             tx_dropped: statistic("tx_dropped"),
         },
+        is_tap: row.status.get(DRIVER).is_some_and(|driver| driver == TUN),
     }
 }
 
@@ -182,6 +188,7 @@ mod tests {
             mac_in_use: Some("nothing".to_owned()),
             external_ids: BTreeMap::from([(OVN_INSTALLED.to_owned(), "yes".to_owned())]),
             statistics: BTreeMap::from([("rx_packets".to_owned(), -7)]),
+            status: BTreeMap::new(),
         };
         let read = read(&row);
         assert_eq!(read.ofport, None);
@@ -189,5 +196,24 @@ mod tests {
         assert_eq!(read.error.as_deref(), Some("no such device"));
         assert_eq!(read.mac_in_use, None);
         assert_eq!(read.statistics, Statistics::default());
+        assert!(!read.is_tap);
+    }
+
+    #[test]
+    fn a_tap_is_told_from_the_end_of_a_pods_cable() {
+        let is_tap = |driver: &str| {
+            read(&Row {
+                name: "port0".to_owned(),
+                ofport: Some(1),
+                error: None,
+                mac_in_use: None,
+                external_ids: BTreeMap::new(),
+                statistics: BTreeMap::new(),
+                status: BTreeMap::from([(DRIVER.to_owned(), driver.to_owned())]),
+            })
+            .is_tap
+        };
+        assert!(is_tap("tun"));
+        assert!(!is_tap("veth"));
     }
 }

@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arp_proxy::Mac;
-use node_hooks_api::agent::HandoverId;
+use node_hooks_api::agent::{HandoverId, from_agent, outcome};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::core::{Input, Output, Ticket, Written};
+use crate::core::{Again, Input, Output, Ticket, Written};
 use crate::ear::{Ear, HeardFrame, LastFrame};
 use crate::metrics::Metrics;
 use crate::openflow::{self, Keeper, PacketOuts, Sent, Switch};
@@ -130,13 +130,34 @@ impl Effects {
 
     pub(super) fn carry_out(&mut self, output: Output) {
         match output {
-            Output::Say(message) => self.outbox.push(message),
+            Output::Say(message) => {
+                let reserved = reservation(&message);
+                self.outbox.push(message);
+                if let Some((vm, reason)) = reserved {
+                    tracing::warn!(
+                        vm,
+                        reason,
+                        "not all that a guest has is opened by this agent"
+                    );
+                }
+            }
             Output::Open {
                 ticket,
                 frames,
                 received,
                 paused_at,
-            } => self.open(ticket, frames, received, paused_at),
+                again,
+            } => self.open(
+                frames,
+                Opening {
+                    ticket,
+                    received,
+                    paused_at,
+                    again,
+                    metrics: self.metrics.clone(),
+                    done: self.done.clone(),
+                },
+            ),
             Output::Count(counted) => self.metrics.count(counted),
             Output::Listen {
                 interface,
@@ -157,7 +178,7 @@ impl Effects {
                 seen: Nanos::now(),
             }),
             Output::KeepSwitch(keep) => {
-                self.keeper = keep.then(|| Keeper::start(self.bridge.clone()));
+                self.keeper = keep.then(|| self.keeper());
                 self.shared
                     .set_switch(self.keeper.as_ref().map(Keeper::state));
             }
@@ -165,6 +186,11 @@ impl Effects {
                 // Without a keeper nothing is to be opened.
                 if let Some(keeper) = &self.keeper {
                     keeper.expect_to_open(ports);
+                }
+            }
+            Output::ExpectOpen(ports) => {
+                if let Some(keeper) = &self.keeper {
+                    keeper.expect_open(ports);
                 }
             }
             Output::Announce {
@@ -186,6 +212,14 @@ impl Effects {
                 reason,
             } => self.gate.answer(calls, verdict, &reason),
         }
+    }
+
+    fn keeper(&self) -> Keeper {
+        let done = self.done.clone();
+        Keeper::start(self.bridge.clone(), move |ports| {
+            let at = Nanos::now();
+            let _ = done.send(Input::Blocked { ports, at });
+        })
     }
 
     /// Finds out the last frame of a guest that has paused, when that has been told: whom it is told to may need this
@@ -246,14 +280,7 @@ impl Effects {
     ///
     /// Where it is known what shuts them that goes first, and the frames follow: the switch's one thread would take them
     /// through its tables and tell ovn-controller before it let anything pass.
-    fn open(&self, ticket: Ticket, frames: Arc<PacketOuts>, received: Nanos, paused_at: Nanos) {
-        let opening = Opening {
-            ticket,
-            received,
-            paused_at,
-            metrics: self.metrics.clone(),
-            done: self.done.clone(),
-        };
+    fn open(&self, frames: Arc<PacketOuts>, opening: Opening) {
         let switch = match &self.keeper {
             Some(keeper) => keeper.switch(),
             None => Err(openflow::Error::Cold(None)),
@@ -261,7 +288,7 @@ impl Effects {
         let blocks = self
             .keeper
             .as_ref()
-            .and_then(|keeper| keeper.blocks(&frames));
+            .and_then(|keeper| keeper.blocks_to_remove(&frames));
         let bridge = self.bridge.clone();
         // Sent before anything is waited for.
         let sent = switch.and_then(|switch| match blocks {
@@ -277,7 +304,7 @@ impl Effects {
         });
     }
 
-    fn announce(&self, id: HandoverId, command: u64, packets: Arc<PacketOuts>) {
+    fn announce(&self, id: HandoverId, command: Option<u64>, packets: Arc<PacketOuts>) {
         let (bridge, done, metrics) =
             (self.bridge.clone(), self.done.clone(), self.metrics.clone());
         tokio::spawn(async move {
@@ -290,8 +317,10 @@ impl Effects {
                 Ok(Err(error)) => Err(chain(&error)),
                 Err(_) => Err(format!("the switch does not answer within {PROCESSED:?}")),
             };
-            if result.is_err() {
+            if let Err(why) = &result {
                 metrics.not_done("announce");
+                let vm = format!("{}/{}", id.namespace, id.vm);
+                tracing::warn!(vm, why, "a guest's neighbours are not told where it is");
             }
             let _ = done.send(Input::Announced {
                 id,
@@ -309,6 +338,19 @@ impl Effects {
     }
 }
 
+/// The VM, and what of a command was not carried out, where the rest was.
+fn reservation(message: &from_agent::Message) -> Option<(String, String)> {
+    let from_agent::Message::Outcome(outcome) = message else {
+        return None;
+    };
+    let is_partial = outcome.result() == outcome::Result::Done && !outcome.reason.is_empty();
+    let id = outcome.id.as_ref().filter(|_| is_partial)?;
+    Some((
+        format!("{}/{}", id.namespace, id.vm),
+        outcome.reason.clone(),
+    ))
+}
+
 async fn connect_and_send(
     bridge: PathBuf,
     packets: Arc<PacketOuts>,
@@ -321,6 +363,7 @@ struct Opening {
     ticket: Ticket,
     received: Nanos,
     paused_at: Nanos,
+    again: Option<Again>,
     metrics: Arc<Metrics>,
     done: mpsc::UnboundedSender<Input>,
 }
@@ -340,11 +383,7 @@ impl Opening {
         sleep(REVISE).await;
         let shown = switch.send(&frames);
         let vm = self.ticket.vm().to_string();
-        tracing::info!(
-            vm,
-            written_us = self.micros(&written),
-            "ports opened, ahead of OVN"
-        );
+        self.log(&written, "ports opened, ahead of OVN");
         self.tell(Ok(written));
         let showing = async {
             let sent = match shown {
@@ -369,8 +408,7 @@ impl Opening {
     async fn by_frames(self, sent: Sent) {
         match self.written(sent).await {
             Ok(written) => {
-                let vm = self.ticket.vm().to_string();
-                tracing::info!(vm, written_us = self.micros(&written), "ports opened");
+                self.log(&written, "ports opened");
                 self.tell(Ok(written));
             }
             Err(error) => self.failed(&chain(&error)),
@@ -403,10 +441,12 @@ impl Opening {
         // This thread may have been interrupted between the write and its stamp.
         let sent = processed.map_or(at, |processed| processed.min(at));
         let received = self.received;
-        let after_pause = (self.paused_at.0 > 0).then(|| sent.since(self.paused_at));
-        self.metrics.opened(sent.since(received), after_pause);
-        if let Some(processed) = processed {
-            self.metrics.processed(processed.since(received));
+        if self.again.is_none() {
+            let after_pause = (self.paused_at.0 > 0).then(|| sent.since(self.paused_at));
+            self.metrics.opened(sent.since(received), after_pause);
+            if let Some(processed) = processed {
+                self.metrics.processed(processed.since(received));
+            }
         }
         Ok(Written {
             received,
@@ -415,9 +455,23 @@ impl Opening {
         })
     }
 
-    fn micros(&self, written: &Written) -> u64 {
-        let took = written.sent.since(self.received).as_micros();
-        u64::try_from(took).unwrap_or(u64::MAX)
+    fn log(&self, written: &Written, what: &'static str) {
+        let vm = self.ticket.vm().to_string();
+        let written_us = u64::try_from(written.sent.since(self.received).as_micros());
+        let written_us = written_us.unwrap_or(u64::MAX);
+        match self.again {
+            None => tracing::info!(vm, written_us, "{what}"),
+            Some(Again::Undone) => tracing::warn!(
+                vm,
+                written_us,
+                "{what}, again: OVN had blocked them since; has ovn-controller been started anew?"
+            ),
+            Some(Again::GuestRuns) => tracing::info!(
+                vm,
+                written_us,
+                "{what}: OVN blocked them, and their guest runs here"
+            ),
+        }
     }
 
     fn failed(self, why: &str) {

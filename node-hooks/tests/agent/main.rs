@@ -10,6 +10,7 @@
 #[path = "../support/controller.rs"]
 #[allow(dead_code, reason = "shared with tests that use more of it")]
 mod controller;
+mod guest;
 #[path = "../ovs/support.rs"]
 #[allow(dead_code, reason = "shared with tests that use more of it")]
 mod ovs;
@@ -21,6 +22,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use controller::{Attachment, Controller, SOON};
@@ -29,10 +31,11 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use node_hooks::{Agent, Cli};
 use node_hooks_api::agent::gate_answer::Verdict;
+use node_hooks_api::agent::reopened::Reason;
 use node_hooks_api::agent::signal::{Kind, Source};
 use node_hooks_api::agent::{
-    Arm, Disarm, GateAnswer, HandoverId, Open, Outcome, Port, PortReport, Side, Signal, from_agent,
-    outcome, to_agent,
+    Announce, Arm, Disarm, Forgery, GateAnswer, HandoverId, Open, Outcome, Port, PortReport, Side,
+    Signal, from_agent, outcome, to_agent,
 };
 use node_hooks_api::kubevirt::ExecuteNodeHookRequest;
 use node_hooks_api::kubevirt::node_hook_service_client::NodeHookServiceClient;
@@ -48,6 +51,10 @@ use tonic::transport::{Endpoint, Uri};
 use tower::service_fn;
 
 const MAC: &str = "52:54:00:00:00:01";
+/// A third of how long the test may say nothing while it has the switch do something.
+const HEARTBEAT_MS: u32 = 10_000;
+/// The agent looks at a port that is to be open ten times a second: what has not come by then does not come.
+const STEADY: Duration = Duration::from_millis(500);
 
 /// A node with its agent, and the controller's end of its stream.
 struct Node {
@@ -85,7 +92,7 @@ impl Node {
         let agent = Agent::new(cli).await.unwrap();
         let listen = agent.address().unwrap();
         let agent = tokio::spawn(agent.run(stop.clone()));
-        let (attachment, _) = controller.welcome(1000).await;
+        let (attachment, _) = controller.welcome(HEARTBEAT_MS).await;
         let node = Self {
             ovs,
             controller,
@@ -255,6 +262,73 @@ async fn the_target_opens_when_it_is_told_and_no_sooner() {
     node.stop().await;
 }
 
+/// What ovn-controller blocks a port with until it is activated, and what it gets the announcement by. By the last of
+/// them it is found that a port is blocked.
+const BLOCKING: [&str; 3] = [
+    "cookie=0xc0dec0de,priority=1010,in_port=7,dl_type=0x8035,actions=drop",
+    "table=65,cookie=0xc0dec0de,priority=1000,metadata=0x1,reg15=0x2,actions=drop",
+    "cookie=0xc0dec0de,priority=1000,in_port=7,actions=drop",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_opening_that_ovn_undoes_is_done_again_until_the_handover_is_over() {
+    let (node, mut attachment) = Node::start().await;
+    let block = || {
+        for flow in BLOCKING {
+            node.ovs.ofctl("add-flow", &[flow]);
+        }
+    };
+    let is_blocked = || node.ovs.ofctl("dump-flows", &[]).contains("priority=1000");
+    node.ovs.vsctl(
+        "add-port br-int tap0 -- set interface tap0 type=dummy ofport_request=7 external_ids:iface-id=web.demo",
+    );
+    attachment.say(arm(Side::Target)).await;
+    let opened = loop {
+        attachment.say(open(1)).await;
+        let outcome = next_outcome(&mut attachment).await;
+        if outcome.result() == outcome::Result::Done {
+            break outcome;
+        }
+    };
+    assert!(opened.reason.is_empty(), "{opened:?}");
+    // ovn-controller starts anew, and was never told.
+    for times in 1..=2 {
+        block();
+        let reopened = loop {
+            let report = next_report(&mut attachment).await;
+            if let Some(reopened) = report.reopened.filter(|reopened| reopened.times == times) {
+                break reopened;
+            }
+        };
+        assert_eq!(reopened.reason(), Reason::Undone);
+        assert!(reopened.at_ns > opened.hops.unwrap().processed_at_ns);
+        assert!(!is_blocked());
+    }
+    let metrics = node.get("/metrics").await;
+    for line in [
+        "segue_agent_reopenings_total{reason=\"undone\"} 2",
+        "segue_agent_open_written_seconds_count 1",
+    ] {
+        assert!(
+            metrics.lines().any(|found| found == line),
+            "{line}\n{metrics}"
+        );
+    }
+    let disarm = Disarm {
+        id: Some(id()),
+        stays: false,
+    };
+    attachment.say(to_agent::Message::Disarm(disarm)).await;
+    // It is carried out when the next command is.
+    attachment.say(open(2)).await;
+    let outcome = next_outcome(&mut attachment).await;
+    assert_eq!(outcome.result(), outcome::Result::Unknown);
+    block();
+    tokio::time::sleep(STEADY).await;
+    assert!(is_blocked(), "nobody opens what is not armed");
+    node.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_pause_is_told_also_to_a_controller_that_comes_later() {
     let (mut node, mut attachment) = Node::start().await;
@@ -268,7 +342,7 @@ async fn the_pause_is_told_also_to_a_controller_that_comes_later() {
     );
     assert!(paused.at_ns > 0 && paused.at_ns <= paused.seen_at_ns);
     drop(attachment);
-    let (mut attachment, _) = node.controller.welcome(1000).await;
+    let (mut attachment, _) = node.controller.welcome(HEARTBEAT_MS).await;
     attachment.say(arm(Side::Source)).await;
     assert_eq!(next_signal(&mut attachment).await, paused);
     node.libvirt("Resumed Migrated").await;
@@ -287,6 +361,42 @@ async fn the_pause_is_told_also_to_a_controller_that_comes_later() {
         ready.starts_with("HTTP/1.1 200") && ready.contains("9.9.9"),
         "{ready}"
     );
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_goes_on_at_the_source_is_announced_through_the_switch() {
+    let (node, mut attachment) = Node::start().await;
+    let rarp = format!("priority=10,rarp,in_port=7,dl_src={MAC}");
+    node.ovs
+        .ofctl("add-flow", &[&format!("{rarp},actions=drop")]);
+    node.ovs.vsctl(
+        "add-port br-int tap0 -- set interface tap0 type=dummy ofport_request=7 external_ids:iface-id=web.demo",
+    );
+    attachment.say(arm(Side::Source)).await;
+    // The switch's number for it is known once an announcement can be commanded.
+    loop {
+        let announce = Announce {
+            id: Some(id()),
+            command: 1,
+        };
+        attachment.say(to_agent::Message::Announce(announce)).await;
+        if next_outcome(&mut attachment).await.result() == outcome::Result::Done {
+            break;
+        }
+    }
+    let commanded = node.ovs.packets("rarp,");
+    assert_eq!(
+        commanded, 1,
+        "switches learn by it, whatever addresses there are"
+    );
+    node.libvirt("Suspended Migrated").await;
+    assert_eq!(next_signal(&mut attachment).await.kind(), Kind::Paused);
+    node.libvirt("Resumed Migrated").await;
+    assert_eq!(next_signal(&mut attachment).await.kind(), Kind::Resumed);
+    ovs::until("the guest is announced, without a command", || {
+        node.ovs.packets("rarp,") == commanded + 1
+    });
     node.stop().await;
 }
 

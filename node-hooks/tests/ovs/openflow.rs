@@ -197,7 +197,7 @@ async fn an_answer_may_be_longer_than_a_message() {
 async fn a_port_opens_when_what_shuts_it_is_removed() {
     let ovs = waiting();
     ovs.ofctl("add-flow", &["priority=100,in_port=7,actions=resubmit(,8)"]);
-    let keeper = Keeper::start(ovs.management());
+    let keeper = Keeper::start(ovs.management(), |_| {});
     keeper.expect_to_open([7].into());
     let opening = PacketOuts::opening([(7, MAC)]).unwrap();
     until("it is known what shuts the port", || {
@@ -226,6 +226,35 @@ async fn a_port_opens_when_what_shuts_it_is_removed() {
     until("nothing shuts the port", || {
         keeper.blocks(&opening).is_none()
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_to_be_open_is_told_of_whenever_it_is_shut_again() {
+    let ovs = waiting();
+    let (tells, mut blocked) = tokio::sync::mpsc::unbounded_channel();
+    let keeper = Keeper::start(ovs.management(), move |ports| {
+        let _ = tells.send(ports);
+    });
+    keeper.expect_to_open([7, 8].into());
+    keeper.expect_open([7, 8].into());
+    let opening = PacketOuts::opening([(7, MAC)]).unwrap();
+    for restart in 0..3 {
+        let found = soon(blocked.recv()).await.unwrap();
+        assert_eq!(found, [7].into(), "restart {restart}");
+        let blocks = keeper.blocks_to_remove(&opening).unwrap();
+        let switch = keeper.switch().unwrap();
+        soon(switch.remove(&blocks).unwrap().processed())
+            .await
+            .unwrap();
+        until("nothing shuts the port", || {
+            keeper.blocks(&opening).is_none()
+        });
+        while blocked.try_recv().is_ok() {}
+        // As an ovn-controller does that starts anew and does not know that the port is active.
+        ovs.ofctl("del-flows", &[]);
+        // By the flow of table 0 the others are found.
+        add(&ovs, &[WAITING[2], WAITING[1]]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -285,7 +314,7 @@ async fn a_switch_that_is_not_there_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keeper_survives_a_switch_that_starts_over() {
     let mut ovs = switch();
-    let keeper = Keeper::start(ovs.management());
+    let keeper = Keeper::start(ovs.management(), |_| {});
     let mut state = keeper.state();
     soon(state.wait_for(|state| matches!(state, State::Warm(_))))
         .await

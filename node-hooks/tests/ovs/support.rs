@@ -1,6 +1,7 @@
 //! An Open vSwitch of the test's own, in a directory of its own.
 
 use std::env;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -44,7 +45,9 @@ impl Ovs {
             database,
             switch: None,
         };
-        until("the database listens", || ovs.path("db.sock").exists());
+        until("the database listens", || {
+            UnixStream::connect(ovs.path("db.sock")).is_ok()
+        });
         ovs.vsctl("--no-wait init");
         ovs
     }

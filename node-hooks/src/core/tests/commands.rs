@@ -5,6 +5,7 @@ use node_hooks_api::agent::outcome::Result as Came;
 use rstest::rstest;
 
 use super::*;
+use crate::announce::through_switch;
 
 #[test]
 fn arming_listens_warms_up_and_reports() {
@@ -394,7 +395,7 @@ fn announcing_is_for_what_is_armed_and_here() {
     let out = bench.does(command(announce(1, 3)));
     let [
         Output::Announce {
-            command: 3,
+            command: Some(3),
             packets,
             ..
         },
@@ -402,10 +403,14 @@ fn announcing_is_for_what_is_armed_and_here() {
     else {
         panic!("{out:?}");
     };
-    assert!(!packets.is_empty());
+    // A RARP, for switches; gratuitous ARP, request and reply, for hosts.
+    let mut expected = PacketOuts::opening([(7, MAC)]).unwrap();
+    let addresses = ["10.0.0.1".parse().unwrap()];
+    through_switch(&mut expected, 7, MAC, &addresses).unwrap();
+    assert_eq!(**packets, expected);
     let done = bench.says(Input::Announced {
         id: id(1),
-        command: 3,
+        command: Some(3),
         result: Ok(()),
     });
     assert_eq!(outcomes(&done)[0].result(), Came::Done);
@@ -418,7 +423,6 @@ fn announcing_is_for_what_is_armed_and_here() {
 #[case::no_vm(|arm: &mut Arm| arm.id.as_mut().unwrap().vm.clear())]
 #[case::no_uid(|arm: &mut Arm| arm.id.as_mut().unwrap().migration_uid.clear())]
 #[case::no_side(|arm: &mut Arm| arm.side = 77)]
-#[case::no_ports(|arm: &mut Arm| arm.ports.clear())]
 #[case::no_name(|arm: &mut Arm| arm.ports[0].name.clear())]
 #[case::no_mac(|arm: &mut Arm| arm.ports[0].mac = "52:54".into())]
 #[case::a_groups_mac(|arm: &mut Arm| arm.ports[0].mac = "ff:ff:ff:ff:ff:ff".into())]

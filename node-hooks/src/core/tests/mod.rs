@@ -2,7 +2,10 @@
 
 mod commands;
 mod observations;
+mod partial;
+mod places;
 mod properties;
+mod reopening;
 
 use node_hooks_api::agent::{
     self, Announce, Arm, Disarm, HandoverId, HostRoutes, Open, Outcome, Port, Signal,
@@ -112,6 +115,7 @@ fn arm(epoch: u64, side: agent::Side) -> Arm {
         ports: vec![port("p1")],
         domain: String::new(),
         routes: None,
+        guest_here: None,
     }
 }
 
@@ -153,12 +157,14 @@ fn command(message: to_agent::Message) -> Input {
     }
 }
 
+/// These interfaces, which are taps.
 fn interfaces(all: &[(&str, &str, Option<u32>)]) -> Input {
     let interface = |(port, name, ofport): &(&str, &str, Option<u32>)| {
         let interface = Interface {
             name: (*name).to_owned(),
             ofport: *ofport,
             installed: true,
+            is_tap: true,
             ..Interface::default()
         };
         ((*port).to_owned(), interface)

@@ -13,6 +13,8 @@ struct Believed {
     id: HandoverId,
     target: bool,
     ports: Vec<Port>,
+    /// The controller had it opened, or a frame or the controller has shown that the guest is here.
+    is_to_be_open: bool,
 }
 
 /// What the test believes, from inputs and from what was accepted.
@@ -23,6 +25,7 @@ struct Model {
     listening: BTreeSet<String>,
     warm: bool,
     expected: BTreeSet<u16>,
+    expected_open: BTreeSet<u16>,
     interfaces: Arc<Interfaces>,
 }
 
@@ -36,17 +39,21 @@ fn handover() -> impl Strategy<Value = HandoverId> {
 }
 
 fn ports() -> impl Strategy<Value = Vec<Port>> {
-    let port = (0u8..3, 1u8..3).prop_map(|(number, mac)| Port {
+    let port = (0u8..3, 0u8..3).prop_map(|(number, mac)| Port {
         name: format!("p{number}"),
-        mac: format!("52:54:00:00:00:0{mac}"),
+        mac: match mac {
+            0 => String::new(),
+            mac => format!("52:54:00:00:00:0{mac}"),
+        },
         addresses: vec![format!("10.0.0.{mac}")],
     });
     vec(port, 0..3)
 }
 
 fn arming() -> impl Strategy<Value = to_agent::Message> {
-    let parts = (handover(), 0..3i32, ports(), any::<bool>(), any::<bool>());
-    parts.prop_map(|(id, side, ports, routes, renamed)| {
+    let options = (any::<bool>(), any::<bool>(), any::<Option<bool>>());
+    let parts = (handover(), 0..3i32, ports(), options);
+    parts.prop_map(|(id, side, ports, (routes, renamed, guest_here))| {
         to_agent::Message::Arm(Arm {
             id: Some(id),
             side,
@@ -57,6 +64,7 @@ fn arming() -> impl Strategy<Value = to_agent::Message> {
                 String::new()
             },
             routes: Some(HostRoutes { wanted: routes }),
+            guest_here,
         })
     })
 }
@@ -118,16 +126,24 @@ fn signs() -> impl Strategy<Value = Input> {
 
 fn taps() -> impl Strategy<Value = Input> {
     let number = proptest::option::of(prop_oneof![1u32..4, Just(70_000)]);
-    vec((0u8..3, number), 0..4).prop_map(|found| {
-        let interface = |(port, ofport): (u8, Option<u32>)| {
+    vec((0u8..3, number, any::<bool>()), 0..4).prop_map(|found| {
+        let interface = |(port, ofport, is_tap): (u8, Option<u32>, bool)| {
             let interface = Interface {
                 name: format!("tap{port}"),
                 ofport,
+                is_tap,
                 ..Interface::default()
             };
             (format!("p{port}"), interface)
         };
         Input::Interfaces(Arc::new(found.into_iter().map(interface).collect()))
+    })
+}
+
+fn blocked() -> impl Strategy<Value = Input> {
+    proptest::collection::btree_set(1u16..4, 1..4).prop_map(|ports| Input::Blocked {
+        ports,
+        at: Nanos(3),
     })
 }
 
@@ -137,6 +153,7 @@ fn inputs() -> impl Strategy<Value = Input> {
         4 => heard(),
         3 => signs(),
         2 => taps(),
+        3 => blocked(),
         1 => Just(Input::Linked),
         1 => Just(Input::Unlinked),
         1 => Just(Input::Tick),
@@ -153,21 +170,23 @@ impl Model {
         if let Input::Deaf { interface } = input {
             self.listening.remove(interface);
         }
-        if let Input::Command { message, .. } = input {
-            self.obey(message, out);
+        match input {
+            Input::Command { message, .. } => self.obey(message, out),
+            Input::Heard(frame) => self.show(frame),
+            _ => {}
         }
         let expired = out.contains(&Output::Count(Counted::Expired));
         assert!(!expired, "no time has passed");
         for output in out {
             match output {
                 Output::Open { frames, .. } => self.may_open(input, frames),
-                Output::Announce { .. } => assert!(matches!(
-                    input,
-                    Input::Command {
-                        message: to_agent::Message::Announce(_),
-                        ..
+                Output::Announce { command, .. } => assert!(match input {
+                    Input::Command { message, .. } => {
+                        command.is_some() && matches!(message, to_agent::Message::Announce(_))
                     }
-                )),
+                    Input::Lifecycle(_) => command.is_none(),
+                    _ => false,
+                }),
                 Output::Listen { interface, .. } => drop(self.listening.insert(interface.clone())),
                 Output::Deafen { interface } => drop(self.listening.remove(interface)),
                 Output::KeepSwitch(keep) => self.warm = *keep,
@@ -176,16 +195,19 @@ impl Model {
                     assert!(self.warm || ports.is_empty(), "{out:?}");
                     self.expected.clone_from(ports);
                 }
+                Output::ExpectOpen(ports) => self.expected_open.clone_from(ports),
                 _ => {}
             }
         }
         assert_eq!(self.expected, self.to_be_opened());
+        assert!(self.expected_open.is_subset(&self.expected), "{out:?}");
     }
 
     /// The numbers of the ports of what is armed as the target.
     fn to_be_opened(&self) -> BTreeSet<u16> {
         let targets = self.armed.values().filter(|armed| armed.target);
         let ports = targets.flat_map(|armed| &armed.ports);
+        let ports = ports.filter(|port| !port.mac.is_empty());
         let numbers = ports.filter_map(|port| self.interfaces.get(&port.name)?.ofport);
         numbers
             .filter_map(|number| number.try_into().ok())
@@ -201,9 +223,14 @@ impl Model {
             to_agent::Message::Arm(arm) if done("arm") => {
                 let id = arm.id.clone().unwrap();
                 self.advance(&id);
+                let target = arm.side() == agent::Side::Target;
+                let known = self.armed.get(&id.vm);
+                let known = known.filter(|known| known.id == id && known.target == target);
                 let believed = Believed {
-                    target: arm.side() == agent::Side::Target,
+                    target,
                     ports: arm.ports.clone(),
+                    is_to_be_open: arm.guest_here == Some(true)
+                        || known.is_some_and(|known| known.is_to_be_open),
                     id: id.clone(),
                 };
                 self.armed.insert(id.vm, believed);
@@ -228,24 +255,57 @@ impl Model {
         }
     }
 
-    /// Only on the word of a controller, for the target of exactly that handover, and nothing but
-    /// the frames that open its ports.
-    fn may_open(&self, input: &Input, frames: &PacketOuts) {
-        let Input::Command {
-            message: to_agent::Message::Open(open),
-            ..
-        } = input
-        else {
-            panic!("{input:?} opened something");
+    /// A frame that names the guest's MAC and came in by a port of its.
+    fn show(&mut self, frame: &HeardFrame) {
+        let is_its = |port: &Port| {
+            let interface = self.interfaces.get(&port.name);
+            let is_here = interface.is_some_and(|interface| interface.name == frame.interface);
+            is_here && frame.own_mac && port.mac == frame.mac.to_string()
         };
-        let id = open.id.as_ref().unwrap();
-        let armed = &self.armed[&id.vm];
-        assert!(armed.target && armed.id == *id, "{id:?} for {armed:?}");
-        let stations = armed.ports.iter().map(|port| {
-            let ofport = self.interfaces[&port.name].ofport.unwrap();
-            (ofport, port.mac.parse().unwrap())
-        });
-        assert_eq!(*frames, PacketOuts::opening(stations).unwrap());
+        for armed in self.armed.values_mut() {
+            armed.is_to_be_open |= armed.ports.iter().any(is_its);
+        }
+    }
+
+    /// Only what is armed as the target; on the word of a controller for exactly that handover, or where there is a reason
+    /// for it to be open; and nothing but the frames that open its ports.
+    fn may_open(&mut self, input: &Input, frames: &PacketOuts) {
+        let interfaces = self.interfaces.clone();
+        let stations = |armed: &Believed| -> BTreeMap<u16, Mac> {
+            let ports = armed.ports.iter().filter(|port| !port.mac.is_empty());
+            let station = |port: &Port| {
+                let number = interfaces.get(&port.name)?.ofport?.try_into().ok()?;
+                Some((number, port.mac.parse().unwrap()))
+            };
+            ports.filter_map(station).collect()
+        };
+        match input {
+            Input::Command {
+                message: to_agent::Message::Open(open),
+                ..
+            } => {
+                let id = open.id.as_ref().unwrap();
+                let armed = self.armed.get_mut(&id.vm).unwrap();
+                assert!(armed.target && armed.id == *id, "{id:?} for {armed:?}");
+                armed.is_to_be_open = true;
+                assert_eq!(*frames, PacketOuts::opening(stations(armed)).unwrap());
+            }
+            Input::Blocked { ports, .. } => {
+                let reason = |armed: &&Believed| armed.target && armed.is_to_be_open;
+                let blocked = |armed: &Believed| {
+                    let stations = stations(armed).into_iter();
+                    let blocked = stations.filter(|(number, _)| ports.contains(number));
+                    PacketOuts::opening(blocked).unwrap() == *frames
+                };
+                assert!(!frames.is_empty());
+                assert!(
+                    self.armed.values().filter(reason).any(blocked),
+                    "{:?}",
+                    self.armed
+                );
+            }
+            _ => panic!("{input:?} opened something"),
+        }
     }
 }
 
@@ -278,24 +338,44 @@ proptest! {
         }
         prop_assert!(!bench.core.is_busy());
         prop_assert!(model.listening.is_empty(), "{:?}", model.listening);
-        prop_assert!(!model.warm && model.expected.is_empty());
+        prop_assert!(!model.warm && model.expected.is_empty() && model.expected_open.is_empty());
         prop_assert!(bench.core.domains.is_empty() && bench.core.ears.is_empty());
         bench.passes(EXPIRY);
         prop_assert!(bench.core.vms.is_empty());
     }
 
     #[test]
-    fn frames_and_events_alone_do_nothing_but_tell(sequence in vec(prop_oneof![heard(), signs()], 0..40)) {
+    fn frames_and_events_alone_do_nothing_but_tell_and_have_it_looked_at(
+        sequence in vec(prop_oneof![heard(), signs()], 0..40),
+    ) {
         let mut bench = Bench::new();
         bench.does(arm_target(1));
         for input in sequence {
             for output in bench.does(input) {
                 let harmless = matches!(
                     output,
-                    Output::Say(_) | Output::Count(_) | Output::AskLastFrame { .. }
+                    Output::Say(_)
+                        | Output::Count(_)
+                        | Output::AskLastFrame { .. }
+                        | Output::ExpectOpen(_)
                 );
                 prop_assert!(harmless, "{output:?}");
             }
+        }
+    }
+
+    #[test]
+    fn on_the_source_nothing_opens(
+        sequence in vec(prop_oneof![heard(), signs(), taps(), blocked()], 0..40),
+    ) {
+        let mut bench = Bench::new();
+        bench.does(arm_source(1));
+        for input in sequence {
+            let out = bench.does(input);
+            let opens = |output: &Output| {
+                matches!(output, Output::Open { .. } | Output::ExpectOpen(_))
+            };
+            prop_assert!(!out.iter().any(opens), "{out:?}");
         }
     }
 }
