@@ -78,11 +78,15 @@ fn once(name: &str, topology: Topology, strategies: &[Strategy]) -> Result<Resul
         .args(["--topologies", named, "--strategies", &list.join(",")])
         .output()?;
     let said = String::from_utf8_lossy(&ran.stderr);
-    ensure!(ran.status.success(), "{said}");
-    let results = fs::read(out.path().join("results.json"))?;
+    let results = fs::read(out.path().join("results.json"));
+    let results = results.with_context(|| said.clone().into_owned())?;
     let results: Results = serde_json::from_slice(&results)?;
     assert_eq!(results.schema, SCHEMA);
     assert_eq!(results.failures, [], "{said}");
+    let rates: Vec<_> = results.rates.iter().map(|rate| rate.topology).collect();
+    assert_eq!(rates, [topology]);
+    // Of one run each, all have to be valid.
+    ensure!(ran.status.success(), "{:?}\n{said}", results.invalid);
     for &strategy in strategies {
         let row = results.row(topology, strategy);
         let row = row.with_context(|| format!("{strategy}, {named}"))?;
@@ -125,7 +129,8 @@ fn an_interrupted_bench_writes_what_there_is_and_leaves_no_lab() -> Result<()> {
     let results = fs::read(out.path().join("results.json"))?;
     let results: Results = serde_json::from_slice(&results)?;
     let row = results.row(Topology::Shared, Strategy::KubeOvn);
-    assert_eq!(row.context("a row")?.runs, 1);
+    let row = row.context("a row")?;
+    assert_eq!(row.runs + row.invalid, 1);
     let shown = String::from_utf8_lossy(&ended.stdout).into_owned();
     assert!(shown.contains("kube-ovn"), "{shown}");
     assert!(!Path::new("/run/segue/tblackoutint").exists());

@@ -39,7 +39,7 @@ pub struct Report {
     pub passed: bool,
     /// What it ran on.
     pub environment: Environment,
-    /// Packets a second, each way, over all flows of a VM together.
+    /// Packets a second, each way, over all flows of a VM together; 0 where it came to none.
     #[serde(default)]
     pub rate_hz: u32,
     /// What the first guest of the lab carried without a migration; null where none came so far.

@@ -4,6 +4,7 @@
 //! read directly, and the controller's own record is one source among them.
 
 mod agents;
+mod bounds;
 mod checks;
 mod conduct;
 mod contest;
@@ -295,6 +296,10 @@ impl<'a> Runner<'a> {
         surroundings.set_up(&bench, vms).await?;
         for step in &scenario.steps {
             take(&bench, vms, step, report, progress).await?;
+            if half.is_none() && !report.invalid().is_empty() {
+                // It will be repeated as a whole.
+                break;
+            }
         }
         Ok(())
     }
