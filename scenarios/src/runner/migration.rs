@@ -307,18 +307,7 @@ fn assemble(
             activated.and_then(unix_micros),
         )
     });
-    let known = Known {
-        pause: paused.and_then(unix_nanos).map(|paused_ns| Pause {
-            paused_ns,
-            awake_ns: first_frame.or(resumed).and_then(unix_nanos),
-        }),
-        resumed,
-        places: Places {
-            paused_ns: paused.and_then(unix_nanos),
-            open_ns: opened_at(paused, opening.as_ref(), moments).and_then(unix_nanos),
-            dropped_by_taps,
-        },
-    };
+    let known = known(moments, opening.as_ref(), first_frame, dropped_by_taps);
     let flows = watched.flows(known);
     let primary = flows.first().context("no flow was measured")?.clone();
     let copying = moments.at(Moment::Copying);
@@ -358,6 +347,29 @@ fn assemble(
         invalid: watched.invalid(&flows, known.pause),
         flows,
     })
+}
+
+/// What the figures of flows are read with.
+fn known(
+    moments: &Moments,
+    opening: Option<&EarlyOpening>,
+    first_frame: Option<SystemTime>,
+    dropped_by_taps: u64,
+) -> Known {
+    let (paused, resumed) = (moments.at(Moment::Paused), moments.at(Moment::Resumed));
+    let paused_ns = paused.and_then(unix_nanos);
+    Known {
+        pause: paused_ns.map(|paused_ns| Pause {
+            paused_ns,
+            awake_ns: first_frame.or(resumed).and_then(unix_nanos),
+        }),
+        resumed,
+        places: Places {
+            paused_ns,
+            open_ns: opened_at(paused, opening, moments).and_then(unix_nanos),
+            dropped_by_taps,
+        },
+    }
 }
 
 /// When the target's port was open: by its agent's doing, or by OVN's; where there is nothing to open, when what leads to
