@@ -1,8 +1,7 @@
 //! Whether the guest and the client kept up: where they did not, the figures are theirs and not the network's.
 //!
 //! A run is valid unless
-//! - more than one packet in a hundred was sent later than its sender is allowed, outside of the pause and half a second
-//!   after the guest's wake;
+//! - more packets were sent late than their sender is allowed, outside of the pause and half a second after the guest's wake;
 //! - a packet was dropped at either socket, at any time: both hold seconds of packets;
 //! - more may have waited in the target's tap during the pause than its queue holds;
 //! - the probe has a reason of its own: the reflector could not be asked, a kernel refused to send, the clock was set.
@@ -19,14 +18,29 @@ use dataplane_probe::report as probe;
 use crate::lab::TAP_QUEUE;
 use crate::report::Pause;
 
-/// How late the client may send: a thread with real-time priority that waits for nothing.
-const CLIENT_BOUND: Duration = Duration::from_millis(10);
-/// How late the guest may send: its processor is emulated by a thread that shares the machine.
-const GUEST_BOUND: Duration = Duration::from_millis(50);
+/// What a sender is allowed.
+#[derive(Clone, Copy)]
+struct Allowed {
+    /// It may be so late,
+    late: Duration,
+    /// and later with one packet in so many.
+    one_in: u64,
+}
+
+/// The client is a thread with real-time priority that waits for nothing.
+const CLIENT: Allowed = Allowed {
+    late: Duration::from_millis(10),
+    one_in: 100,
+};
+/// The guest's processor is emulated by a thread that shares the machine. Beside compilers that wanted three times the
+/// processors that there are it was late with one to five packets in a hundred, and lost none by it; what could not keep up
+/// was late with forty.
+const GUEST: Allowed = Allowed {
+    late: Duration::from_millis(50),
+    one_in: 20,
+};
 /// The guest has come to itself so long after its wake.
 const SETTLED: Duration = Duration::from_millis(500);
-/// One packet in so many may be late.
-const LATE_ONE_IN: u64 = 100;
 /// A pause is taken to be so long at least, for what may wait in a tap.
 pub(super) const LONG_PAUSE_MS: u64 = 1_000;
 
@@ -44,17 +58,21 @@ pub(super) fn reasons(
         return reasons;
     };
     let late = [
-        ("client", &packets.to_vm, CLIENT_BOUND),
-        ("guest", &packets.from_vm, GUEST_BOUND),
+        ("client", &packets.to_vm, CLIENT),
+        ("guest", &packets.from_vm, GUEST),
     ];
-    for (who, traces, bound) in late {
+    for (who, traces, allowed) in late {
+        let bound = allowed.late;
         let (late, of) = late_outside(traces, measured.to_vm.period_us, bound, pause);
-        if late > of.div_ceil(LATE_ONE_IN) {
+        if late > of.div_ceil(allowed.one_in) {
             reasons.push(format!(
                 "the {who} sent {late} of {of} packets more than {} ms late outside of the pause and {} ms after it",
                 bound.as_millis(),
                 SETTLED.as_millis()
             ));
+            let since_ns = pause.map_or(measured.started_ns, |pause| pause.paused_ns);
+            let when = times(traces, bound, since_ns);
+            tracing::info!(who, ?when, "late, in ms from the pause or the beginning");
         }
     }
     reasons
@@ -116,6 +134,29 @@ fn late_outside(
     (late, of)
 }
 
+/// When packets were sent later than `bound`, for whoever wants to know why: from, to, and the latest by how much, in
+/// milliseconds. Those that follow within 100 ms are taken together.
+fn times(traces: &[Trace], bound: Duration, since_ns: u64) -> Vec<(i64, i64, u64)> {
+    const TOGETHER_MS: i64 = 100;
+    let mut times: Vec<(i64, i64, u64)> = Vec::new();
+    for trace in traces {
+        let late_us = trace.late_us.unwrap_or(0);
+        if Duration::from_micros(late_us) <= bound {
+            continue;
+        }
+        let at_ms = trace.sent.latest_ns.cast_signed() - since_ns.cast_signed();
+        let at_ms = at_ms / 1_000_000;
+        match times.last_mut() {
+            Some((_, to, latest)) if at_ms - *to <= TOGETHER_MS => {
+                *to = at_ms;
+                *latest = (*latest).max(late_us / 1_000);
+            }
+            _ => times.push((at_ms, at_ms, late_us / 1_000)),
+        }
+    }
+    times
+}
+
 #[cfg(test)]
 mod tests {
     use dataplane_probe::packets::Placed;
@@ -158,25 +199,35 @@ mod tests {
         let on_time = || traces(0..0, 0);
         assert_eq!(found(on_time(), traces(2_000..2_701, 90), Some(PAUSE)), 0);
         assert_eq!(found(on_time(), traces(2_000..2_701, 90), None), 1);
-        assert_eq!(found(on_time(), traces(2_701..2_760, 90), Some(PAUSE)), 1);
+        assert_eq!(found(on_time(), traces(2_701..3_000, 90), Some(PAUSE)), 1);
         let asleep = Pause {
             awake_ns: None,
             ..PAUSE
         };
         assert_eq!(found(on_time(), traces(2_000..5_000, 90), Some(asleep)), 0);
-        assert_eq!(found(on_time(), traces(1_900..2_000, 90), Some(asleep)), 1);
+        assert_eq!(found(on_time(), traces(1_800..2_000, 90), Some(asleep)), 1);
     }
 
     #[test]
-    fn each_sender_has_a_bound_and_one_packet_in_a_hundred_may_exceed_it() {
+    fn each_sender_may_be_late_with_some_packets_and_not_with_more() {
         let on_time = || traces(0..0, 0);
         assert_eq!(found(traces(0..50, 11), on_time(), None), 0);
         assert_eq!(found(traces(0..51, 11), on_time(), None), 1);
         assert_eq!(found(traces(0..51, 10), on_time(), None), 0);
-        assert_eq!(found(on_time(), traces(0..51, 50), None), 0);
-        assert_eq!(found(on_time(), traces(0..51, 51), None), 1);
-        // One packet after a tenth of a second in which the guest did not run stands for all that it left out.
-        assert_eq!(found(on_time(), traces(0..1, 101), None), 1);
+        assert_eq!(found(on_time(), traces(0..250, 51), None), 0);
+        assert_eq!(found(on_time(), traces(0..251, 51), None), 1);
+        assert_eq!(found(on_time(), traces(0..251, 50), None), 0);
+        // One packet after a second in which the guest did not run stands for all that it left out.
+        assert_eq!(found(on_time(), traces(0..1, 1_000), None), 1);
+    }
+
+    #[test]
+    fn it_is_said_when_packets_were_late() {
+        let mut late = traces(10..20, 60);
+        late[100].late_us = Some(70_000);
+        late[300].late_us = Some(80_000);
+        let found = times(&late, GUEST.late, 5 * MS);
+        assert_eq!(found, [(5, 95, 70), (295, 295, 80)]);
     }
 
     #[test]

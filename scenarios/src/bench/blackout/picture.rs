@@ -166,6 +166,7 @@ mod tests {
         Trace {
             sequence,
             sent: at(sent_ms),
+            late_us: None,
             arrivals: arrivals_ms.iter().copied().map(at).collect(),
         }
     }
@@ -208,6 +209,7 @@ mod tests {
         let lost = Trace {
             sequence: 0,
             sent: either,
+            late_us: None,
             arrivals: Vec::new(),
         };
         assert_eq!(Way::of(&[lost], PAUSED).lost, [-1.0]);
