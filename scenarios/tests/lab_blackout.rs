@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -18,7 +18,7 @@ use scenarios::scenario::{Strategy, Topology};
 
 const SCENARIOS: &str = env!("CARGO_BIN_EXE_scenarios");
 
-fn bench(name: &str, runs: u8, out: &Path) -> Result<Command> {
+fn bench(name: &str, runs: u8, out: &Path) -> Command {
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
     let mut command = Command::new(SCENARIOS);
     command
@@ -28,7 +28,7 @@ fn bench(name: &str, runs: u8, out: &Path) -> Result<Command> {
         .arg(manifests)
         .arg("--out")
         .arg(out);
-    Ok(command)
+    command
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn once(name: &str, topology: Topology, strategies: &[Strategy]) -> Result<Resul
     };
     let out = tempfile::tempdir()?;
     let list: Vec<_> = strategies.iter().map(|it| it.as_str()).collect();
-    let ran = bench(name, 1, out.path())?
+    let ran = bench(name, 1, out.path())
         .args(["--topologies", named, "--strategies", &list.join(",")])
         .output()?;
     let said = String::from_utf8_lossy(&ran.stderr);
@@ -109,7 +109,7 @@ fn once(name: &str, topology: Topology, strategies: &[Strategy]) -> Result<Resul
 fn an_interrupted_bench_writes_what_there_is_and_leaves_no_lab() -> Result<()> {
     let out = tempfile::tempdir()?;
     fs::write(out.path().join("results.json"), "of an earlier run")?;
-    let mut child = bench("tblackoutint", 3, out.path())?
+    let mut child = bench("tblackoutint", 3, out.path())
         .args(["--topologies", "shared", "--strategies", "kube-ovn"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
