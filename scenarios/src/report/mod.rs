@@ -1,4 +1,4 @@
-//! What a run of a scenario measured: `segue.report/v1`.
+//! What a run of a scenario measured: `segue.report/v2`.
 //!
 //! Times are counted from the guest's pause, in microseconds, by the lab machine's clock: every
 //! node of the lab is a namespace of that machine, so there is one clock. Durations are in
@@ -26,7 +26,7 @@ pub use opening::EarlyOpening;
 pub use table::render;
 
 /// The name and version of the format. Within it fields are only ever added.
-pub const SCHEMA: &str = "segue.report/v1";
+pub const SCHEMA: &str = "segue.report/v2";
 
 /// One scenario's run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -296,6 +296,7 @@ impl<'a> Runner<'a> {
         let baseline = self.baseline(vms.first(), progress).await?;
         report.baseline = Some(baseline.clone());
         report.rate_hz = half.unwrap_or(baseline.rate_hz);
+        let captures = scenario.capture.then(|| Captures::below(out));
         let bench = Bench {
             lab: self.lab,
             cluster: &self.cluster,
@@ -306,10 +307,7 @@ impl<'a> Runner<'a> {
             strategy: scenario.strategy,
             rate_hz: report.rate_hz,
             migrations: &self.migrations,
-            captures: match scenario.capture {
-                true => Some(Arc::new(Captures::below(out)?)),
-                false => None,
-            },
+            captures: captures.transpose()?.map(Arc::new),
             out: Some(out),
         };
         surroundings.set_up(&bench, vms).await?;

@@ -1,4 +1,4 @@
-//! What was measured: `segue.bench-blackout/v1`.
+//! What was measured: `segue.bench-blackout/v2`.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use crate::report::{Baseline, EarlyOpening, Environment};
 use crate::scenario::{Strategy, Topology};
 
 /// The name and version of the format. Within it fields are only ever added.
-pub const SCHEMA: &str = "segue.bench-blackout/v1";
+pub const SCHEMA: &str = "segue.bench-blackout/v2";
 
 /// One bench.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -375,7 +375,7 @@ mod tests {
     fn the_format_is_what_its_readers_expect() {
         let results = Results::of(&Environment::default(), &[], &runs());
         let json = serde_json::to_value(&results).unwrap();
-        assert_eq!(json["schema"], "segue.bench-blackout/v1");
+        assert_eq!(json["schema"], "segue.bench-blackout/v2");
         assert!(json["environment"].is_object());
         let rows = json["rows"].as_array().unwrap();
         let first = rows.first().unwrap();
