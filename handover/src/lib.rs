@@ -31,20 +31,27 @@ mod flip;
 mod gate;
 mod identity;
 mod mark;
+mod mend;
 mod observed;
 mod phase;
+mod place;
 mod signal;
 mod write;
 
-pub use decide::{Decision, decide};
+#[cfg(test)]
+mod model;
+
+pub use decide::{Decision, decide, has_moved};
 pub use flip::{FlipPolicy, FlipTiming, Route, RouteWrite};
 pub use gate::{Answer, GatePolicy, Network, OnTimeout, Verdict, answer};
 pub use identity::{Chassis, Epoch, MigrationUid, PortName, RouteKey, Timestamp, VmName};
 pub use mark::{Mark, MarkError, Original};
 pub use observed::{
-    Barrier, Binding, Deadlines, Identity, Observed, Outcome, Port, PortConfig, Side, Since,
+    Barrier, Binding, Deadlines, Earlier, Identity, Newer, Observed, Outcome, Port, PortConfig,
+    Side, Since,
 };
 pub use phase::{Phase, Waiting};
+pub use place::{SourceWords, source};
 pub use signal::{GuestPlace, Sighting, Signal, SignalKind, SignalSource, Signals};
 pub use write::{Expected, PortWrite, Refusal, Step, Write};
 

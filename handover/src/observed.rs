@@ -14,9 +14,13 @@ pub struct Observed {
     pub now: Timestamp,
     /// Whose handover.
     pub identity: Identity,
-    /// A newer migration of the same VM has taken over: it is over, or knows where the guest goes.
-    /// The ports are that one's business now. A newer one that knows less leaves them to this one.
-    pub newer_migration: bool,
+    /// What newer migrations of the same VM have come to.
+    pub newer: Newer,
+    /// What is known of its earlier ones.
+    pub earlier: Earlier,
+    /// KubeVirt itself names this migration as the VM's last, with the node that the guest leaves.
+    /// Until it does, what is known of the VM may be from before.
+    pub is_named: bool,
     /// How the migration stands.
     pub outcome: Outcome,
     /// The chassis the guest leaves, once known.
@@ -56,6 +60,33 @@ pub struct Identity {
     pub migration: MigrationUid,
     /// Its epoch.
     pub epoch: Epoch,
+}
+
+/// What the VM's newer migrations have come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Newer {
+    /// One of them [has moved something](crate::has_moved). The ports are that one's business now.
+    pub has_moved: bool,
+    /// One of them is under way, as far as is known, so any migration before it is over.
+    pub has_begun: bool,
+}
+
+impl Newer {
+    /// Takes in what was observed of a newer migration.
+    pub fn note(&mut self, newer: &Observed) {
+        self.has_begun |= newer.outcome == Outcome::Running && newer.target.is_some();
+        self.has_moved |= crate::has_moved(newer);
+    }
+}
+
+/// What is known of the VM's earlier migrations. KubeVirt runs one migration of a VM at a time, so
+/// where this contradicts what is known of this one, one of both is old news.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Earlier {
+    /// One of them is not over, and its target is known.
+    pub under_way: bool,
+    /// Where the last of them that is over took the guest, if it moved.
+    pub left_guest_on: Option<Chassis>,
 }
 
 /// One end of the migration.
@@ -99,6 +130,19 @@ pub struct Port {
     pub config: PortConfig,
     /// What the Southbound reports.
     pub binding: Binding,
+    /// Names of the chassis that opened the port as an additional one: they saw the announcement
+    /// that the activation strategy waits for.
+    pub activated: BTreeSet<String>,
+    /// Whether the guest's announcement, on the target, comes through this port. Behind a NAT in its
+    /// pod it does not.
+    pub announces: bool,
+}
+
+impl Port {
+    /// Whether no chassis has claimed it.
+    pub fn is_unclaimed(&self) -> bool {
+        self.binding.chassis.is_none() && self.binding.additional.is_empty()
+    }
 }
 
 /// The part of a Logical_Switch_Port that segue reads and writes.
@@ -130,6 +174,11 @@ impl Binding {
     /// Whether `chassis` has claimed the port in either role.
     pub fn is_claimed_by(&self, chassis: &Chassis) -> bool {
         self.chassis.as_ref() == Some(&chassis.name) || self.additional.contains(&chassis.name)
+    }
+
+    /// Names of the chassis that have claimed the port, in either role.
+    pub fn claimed(&self) -> impl Iterator<Item = &String> {
+        self.chassis.iter().chain(&self.additional)
     }
 }
 

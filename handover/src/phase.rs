@@ -60,6 +60,17 @@ pub enum Waiting {
     Source,
     /// The target pod has no node, or its node has no chassis.
     Target,
+    /// What is known of the VM is from before an earlier migration was over.
+    EarlierMigration,
+    /// No port of the VM has an interface on the source.
+    Interface,
+    /// The Southbound has a port on chassis that are no end of the migration.
+    BoundElsewhere {
+        /// The port.
+        port: PortName,
+        /// Names of the chassis that have it.
+        chassis: Vec<String>,
+    },
     /// `requested-chassis` was set by somebody to a value that does not name the source.
     ForeignRequest {
         /// The port.
@@ -131,10 +142,26 @@ impl fmt::Display for Waiting {
                 "the target pod has no node yet, or its node maps to no chassis (by name, by \
                  hostname, or by the Node's k8s.ovn.org/node-chassis-id)",
             ),
+            Self::EarlierMigration => f.write_str(
+                "what KubeVirt has said of this VM is from before an earlier migration of it was \
+                 over; nothing is prepared before it says where the guest is",
+            ),
+            Self::Interface => f.write_str(
+                "no chassis has an interface of any of this VM's logical switch ports: ports that \
+                 nobody uses want to be deleted, or relieved of external_ids:segue.io/vm",
+            ),
+            Self::BoundElsewhere { port, chassis } => write!(
+                f,
+                "the Southbound has port {port} on chassis {}, which is no end of this migration, so \
+                 nothing is written: either what KubeVirt says of the guest is old, or the port is \
+                 not this VM's; if it is not, remove its external_ids:segue.io/vm",
+                chassis.join(", ")
+            ),
             Self::ForeignRequest { port, requested } => write!(
                 f,
-                "port {port} has options:requested-chassis={requested}, which does not name the \
-                 source: remove it or name the source, segue overwrites nobody's choice"
+                "port {port} has options:requested-chassis={requested}, which is neither the node of \
+                 the guest nor this handover's: remove it or name the guest's node, segue overwrites \
+                 nobody's choice"
             ),
             Self::Claim { port, target } => {
                 write!(f, "chassis {target} has not claimed port {port} yet")

@@ -126,6 +126,11 @@ impl Signal {
         turns.contains(&self.kind) && self.source.is_hypervisor()
     }
 
+    /// Whether an agent told.
+    pub fn is_agents(&self) -> bool {
+        self.source.is_hypervisor() || self.source.is_announcement()
+    }
+
     /// Whether this pause is a later one than that from which a guest came `back`. Both are told by
     /// agents of the source, with stamps of its clock; a source tells what it tells in order.
     fn ends(&self, back: &Self) -> bool {
@@ -231,6 +236,12 @@ impl Signals {
         self.of(SignalKind::ResumedOnTarget).find(counts)
     }
 
+    /// Whether KubeVirt says that the guest runs on the target.
+    pub fn is_arrival_kubevirts(&self) -> bool {
+        let mut arrivals = self.of(SignalKind::ResumedOnTarget);
+        arrivals.any(|signal| signal.source.is_kubevirt())
+    }
+
     /// Whether nobody but an agent says that the guest runs on the source again.
     pub fn is_back_by_agents_alone(&self) -> bool {
         let mut back = self.back().peekable();
@@ -239,8 +250,7 @@ impl Signals {
 
     fn is_back(&self) -> bool {
         if self.is_back_by_agents_alone() {
-            let mut arrivals = self.of(SignalKind::ResumedOnTarget);
-            !arrivals.any(|signal| signal.source.is_kubevirt())
+            !self.is_arrival_kubevirts()
         } else {
             self.back().next().is_some()
         }

@@ -17,6 +17,9 @@ pub enum Step {
     RaiseBarrier,
     /// The target lost a port again: what was proved of it no longer holds.
     DropBarrier,
+    /// The guest runs on the target behind a port that is shut, or nothing will open it: the
+    /// activation strategy goes.
+    Open,
     /// T2, or its mirror image of a roll-back: the routes lead to where the guest is.
     Flip,
     /// T3, or its mirror image of a roll-back: one chassis is requested, no strategy is left.

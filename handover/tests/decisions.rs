@@ -254,6 +254,7 @@ fn a_sighting_is_believed_of_whoever_can_know() {
 #[test]
 fn the_list_is_reduced_once_the_source_let_go_or_its_time_is_up() {
     let mut world = at_barrier();
+    world.ports[0].activated.insert("n2".to_owned());
     world.outcome = Outcome::GuestOn(Side::Target);
     world.since.outcome = Some(START);
     let deadline = START.after(world.deadlines.release);

@@ -248,6 +248,7 @@ fn egress_is_kept_from_the_arrival_on_that_was_not_refuted() {
         at: after(seconds),
     });
     let mut world = keeping(at_barrier());
+    world.ports[0].activated.insert("n2".to_owned());
     world.signals = told.into_iter().collect();
     world.now = after(602);
     let decision = decide(&world);

@@ -1,13 +1,16 @@
 //! The decision function: what is observed, to what is written next.
 
+mod open;
 mod prepare;
+mod request;
 mod settle;
 
 use std::time::Duration;
 
+use crate::mend::Mend;
 use crate::{
-    Chassis, Expected, GuestPlace, Mark, Observed, Original, Outcome, Phase, Port, PortConfig,
-    PortWrite, RouteWrite, Side, Step, Timestamp, Waiting, Write, flip,
+    Expected, GuestPlace, Mark, Observed, Outcome, Phase, Port, PortConfig, PortName, PortWrite,
+    RouteWrite, Side, Step, Timestamp, Waiting, Write, flip,
 };
 
 /// What to do now.
@@ -23,6 +26,8 @@ pub struct Decision {
     pub wake_at: Option<Timestamp>,
     /// A newer handover has taken the ports over: whatever this one had to do, that one does.
     pub superseded: bool,
+    /// Ports that take no part, because no chassis has an interface of them.
+    pub left_out: Vec<PortName>,
 }
 
 impl Decision {
@@ -33,6 +38,7 @@ impl Decision {
             waiting: None,
             wake_at: None,
             superseded: false,
+            left_out: Vec::new(),
         }
     }
 
@@ -76,7 +82,8 @@ impl Decision {
 /// Decides what a handover does next.
 ///
 /// The result depends on `observed` alone. All ports of the VM move as one: a step is taken for all
-/// of them in one [`Write`], and no port takes a step before every port can.
+/// of them in one [`Write`], and no port takes a step before every port can. A port that nobody has
+/// an interface of holds up none of the others.
 pub fn decide(observed: &Observed) -> Decision {
     if is_superseded(observed) {
         return Decision {
@@ -86,9 +93,30 @@ pub fn decide(observed: &Observed) -> Decision {
     }
     match settlement(observed) {
         None => prepare::prepare(observed),
+        Some(Settlement::On(Side::Source)) if has_ended_unmoved(observed) => settle::stay(observed),
         Some(Settlement::On(side)) => settle::settle(observed, side),
         Some(Settlement::Nowhere) => settle::forget(observed),
     }
+}
+
+/// Whether a migration has moved something: its guest, or a port, which was prepared for it. Only
+/// from then on the VM's earlier migrations are history. Until then its guest is where those left it,
+/// and they may still be moving it.
+pub fn has_moved(observed: &Observed) -> bool {
+    if !Mend::MovedNothing.holds() {
+        let knows_both = observed.source.is_some() && observed.target.is_some();
+        return observed.outcome != Outcome::Running || knows_both;
+    }
+    let moved = match observed.outcome {
+        Outcome::Running => observed.signals.guest() == GuestPlace::Target,
+        Outcome::GuestOn(side) => side == Side::Target,
+        Outcome::GuestGone => false,
+    };
+    moved || request::held(observed).next().is_some()
+}
+
+fn has_ended_unmoved(observed: &Observed) -> bool {
+    observed.outcome != Outcome::Running && !has_moved(observed)
 }
 
 /// Where the port must end up, once that is known.
@@ -108,14 +136,17 @@ fn settlement(observed: &Observed) -> Option<Settlement> {
     }
 }
 
-/// A migration that is not the VM's newest writes nothing, not even to ports that it left half done:
-/// its idea of where the guest runs is history.
+/// A migration that is history writes nothing, not even to ports that it left half done: its idea of
+/// where the guest runs is history. It is that once a newer one has moved something; one that is over
+/// itself, once a newer one has begun.
 fn is_superseded(observed: &Observed) -> bool {
     let newer_mark = |port: &Port| {
         let mark = port.config.mark.as_ref();
         mark.is_some_and(|mark| mark.epoch > observed.identity.epoch)
     };
-    observed.newer_migration || observed.ports.iter().any(newer_mark)
+    let newer = observed.newer;
+    let over = observed.outcome != Outcome::Running;
+    newer.has_moved || (over && newer.has_begun) || observed.ports.iter().any(newer_mark)
 }
 
 fn phase_when_superseded(observed: &Observed) -> Phase {
@@ -132,26 +163,6 @@ fn own_mark<'a>(observed: &Observed, port: &'a Port) -> Option<&'a Mark> {
     port.config.mark.as_ref().filter(|mark| {
         mark.migration == observed.identity.migration && mark.epoch == observed.identity.epoch
     })
-}
-
-/// What to put back when the handover is over.
-fn original(port: &Port, source: &Chassis) -> Original {
-    match &port.config.mark {
-        // A port taken over from an older handover that has not let go yet: what stood there before
-        // *that* one is what its user chose; only the place has changed since.
-        Some(older) => Original {
-            requested_chassis: older
-                .original
-                .requested_chassis
-                .as_ref()
-                .map(|_| source.name.clone()),
-            activation_strategy: older.original.activation_strategy.clone(),
-        },
-        None => Original {
-            requested_chassis: port.config.requested_chassis.clone(),
-            activation_strategy: port.config.activation_strategy.clone(),
-        },
-    }
 }
 
 /// A write that makes `port` look like `config`; `None` where it does already.

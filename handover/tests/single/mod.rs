@@ -6,9 +6,9 @@
 use std::collections::BTreeSet;
 
 use handover::{
-    Barrier, Binding, Chassis, Deadlines, Decision, Epoch, FlipPolicy, Identity, MigrationUid,
-    Observed, Outcome, Port, PortConfig, PortName, Signal, SignalKind, SignalSource, Signals,
-    Since, Step, Timestamp, decide,
+    Barrier, Binding, Chassis, Deadlines, Decision, Earlier, Epoch, FlipPolicy, Identity,
+    MigrationUid, Newer, Observed, Outcome, Port, PortConfig, PortName, Signal, SignalKind,
+    SignalSource, Signals, Since, Step, Timestamp, decide,
 };
 
 pub(crate) const START: Timestamp = Timestamp(1_000_000);
@@ -24,6 +24,8 @@ pub(crate) fn port(name: &str, requested: Option<&str>) -> Port {
             chassis: Some("n1".to_owned()),
             additional: Vec::new(),
         },
+        activated: BTreeSet::new(),
+        announces: true,
     }
 }
 
@@ -34,7 +36,9 @@ pub(crate) fn observed(ports: Vec<Port>) -> Observed {
             migration: MigrationUid::new("m"),
             epoch: Epoch(5),
         },
-        newer_migration: false,
+        newer: Newer::default(),
+        earlier: Earlier::default(),
+        is_named: false,
         outcome: Outcome::Running,
         source: Some(Chassis::new("n1", "n1.example")),
         target: Some(Chassis::new("n2", "n2.example")),

@@ -284,10 +284,9 @@ impl Armed {
         Taken::New
     }
 
-    /// What has been told of it. `connected`: the target's agent is there.
-    pub(super) fn learned(&self, now: Nanos, connected: bool) -> Learned {
+    /// What has been told of it.
+    pub(super) fn learned(&self) -> Learned {
         let opening = self.opening.as_ref();
-        let hidden = opening.and_then(|opening| opening.hides_activation(now, connected));
         Learned {
             signals: self.signals.iter().map(AgentSignal::seen).collect(),
             turns: self.turns(),
@@ -295,7 +294,6 @@ impl Armed {
             opened_at: opening.and_then(Opening::opened_at),
             pause_ms: self.pause_ms(),
             blackout_ms: self.blackout_ms(),
-            activation_hidden_until: hidden.map(Nanos::moment),
         }
     }
 

@@ -61,8 +61,6 @@ pub(crate) struct Learned {
     pub(crate) pause_ms: Option<f64>,
     /// From the last frame on the source to the first from the target.
     pub(crate) blackout_ms: Option<f64>,
-    /// Until then OVN's activation of the port is the early opening's doing and no sign of the guest.
-    pub(crate) activation_hidden_until: Option<Moment>,
 }
 
 /// What is to be done.
@@ -232,18 +230,10 @@ impl Board {
     }
 
     /// What has been told of a migration of the VM.
-    pub(super) fn learned(
-        &self,
-        vm: &VmName,
-        migration: &str,
-        now: Nanos,
-        is_connected: impl Fn(&str) -> bool,
-    ) -> Learned {
+    pub(super) fn learned(&self, vm: &VmName, migration: &str) -> Learned {
         let armed = self.armed.get(vm);
-        let Some(armed) = armed.filter(|armed| armed.standing.migration == migration) else {
-            return Learned::default();
-        };
-        armed.learned(now, is_connected(&armed.standing.target.node))
+        let armed = armed.filter(|armed| armed.standing.migration == migration);
+        armed.map(Armed::learned).unwrap_or_default()
     }
 }
 

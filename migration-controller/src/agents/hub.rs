@@ -115,11 +115,7 @@ impl Hub {
 
     /// What has been told of a migration of the VM.
     pub(crate) fn learned(&self, vm: &VmName, migration: &str) -> Learned {
-        let inner = self.lock();
-        let is_connected = |node: &str| inner.links.contains_key(node);
-        inner
-            .board
-            .learned(vm, migration, Nanos::now(), is_connected)
+        self.lock().board.learned(vm, migration)
     }
 
     /// What was answered at the gate about the VM and is to be recorded. Told once.

@@ -7,14 +7,6 @@ use node_hooks_api::agent as wire;
 use super::time::Nanos;
 use crate::api::{EarlyOpening, Moment, OpeningResult};
 
-/// For how long an order to open may go unanswered before the activation that OVN reports is taken
-/// for the guest's own. An agent takes a few milliseconds.
-const ANSWER: Duration = Duration::from_millis(50);
-/// For how long after an opening OVN's activation says nothing of the guest: longer than a guest is
-/// paused (QEMU's limit is 300 ms where nobody sets another). Beyond, who should have told of the
-/// resume is taken for dead.
-const LONGEST_PAUSE: Duration = Duration::from_millis(300);
-
 /// How long after its stamp a pause is news. What an agent tells later than that it tells again, to a controller that is
 /// new to it, or it was cut off meanwhile: the guest may have gone on since, where it was.
 ///
@@ -79,22 +71,6 @@ impl Opening {
     /// Nobody could be asked.
     pub(super) fn unasked(&mut self) {
         self.result = OpeningResult::NoAgent;
-    }
-
-    /// Until when OVN's word that the port is active says nothing of the guest, because it is this
-    /// opening that activated it; nothing where it is the guest's own doing.
-    ///
-    /// Only an agent that is still there will tell of the resume instead. Where none is, OVN's word
-    /// is taken early rather than KubeVirt's late: between the pause and the resume the guest runs
-    /// nowhere, and who acts then does what `FlipTiming::OnPause` does.
-    pub(super) fn hides_activation(&self, now: Nanos, connected: bool) -> Option<Nanos> {
-        let patience = match self.result {
-            OpeningResult::Asked => ANSWER,
-            OpeningResult::Opened => LONGEST_PAUSE,
-            _ => return None,
-        };
-        let until = self.pause.heard.after(patience);
-        (connected && now < until).then_some(until)
     }
 
     /// When the ports were open.
@@ -201,28 +177,5 @@ mod tests {
         assert_eq!(record.heard_to_received_us, None);
         assert_eq!(record.reason.as_deref(), Some("no interface"));
         assert_eq!(opening.opened_at(), None);
-    }
-
-    #[test]
-    fn ovns_activation_is_the_openings_only_while_its_agent_can_tell_of_the_resume() {
-        let at = |millis| Nanos(HEARD).after(Duration::from_millis(millis));
-        let mut opening = opening();
-        assert!(opening.hides_activation(at(1), true).is_some());
-        assert_eq!(
-            opening.hides_activation(at(1), false),
-            None,
-            "its agent died"
-        );
-        assert_eq!(opening.hides_activation(at(50), true), None, "or froze");
-        opening.answered(&done());
-        assert_eq!(opening.hides_activation(at(50), true), Some(at(300)));
-        assert_eq!(opening.hides_activation(at(51), false), None);
-        assert_eq!(opening.hides_activation(at(300), true), None);
-        opening.unasked();
-        assert_eq!(
-            opening.hides_activation(at(1), true),
-            None,
-            "it opened nothing"
-        );
     }
 }

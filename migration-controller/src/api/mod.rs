@@ -246,6 +246,9 @@ pub enum TimelineStep {
     Opened,
     /// The guest was first seen to run on the target.
     Resumed,
+    /// The activation strategy was taken from the target's ports: the guest ran there, and nothing
+    /// else would have opened them.
+    StrategyRemoved,
     /// The routes that depend on where the guest is were made to lead there (T2 was committed).
     Flipped,
     /// The migration was first seen to be over.

@@ -1,5 +1,6 @@
 //! From what Kubernetes and OVN say to what a decision is made on. No I/O.
 
+mod announce;
 mod outcome;
 mod places;
 mod pods;
@@ -10,8 +11,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use handover::{
-    Barrier, Chassis, Deadlines, FlipPolicy, Identity, Mark, MarkError, MigrationUid, Observed,
-    Outcome, Port, PortConfig, PortName, Route, Side, Since,
+    Barrier, Chassis, Deadlines, Earlier, FlipPolicy, Identity, Mark, MarkError, MigrationUid,
+    Newer, Observed, Outcome, Port, PortConfig, PortName, Route, Side, Since,
 };
 
 use crate::agents::Learned;
@@ -31,8 +32,6 @@ pub(crate) struct Inputs<'a> {
     pub(crate) objects: &'a VmObjects,
     /// The migration, while it exists.
     pub(crate) migration: Option<&'a VirtualMachineInstanceMigration>,
-    /// A newer migration of the VM has taken over, or is about to.
-    pub(crate) newer_migration: bool,
     /// The chassis that earlier migrations of the VM left.
     pub(crate) former: &'a [Chassis],
     /// The VM's ports.
@@ -90,41 +89,54 @@ pub(crate) fn observe(
     status: &mut HandoverStatus,
 ) -> Observation {
     let state = migration_state(inputs, &spec.migration.uid);
-    places::update(inputs, state, spec);
-    let (ports, damaged) = read_ports(inputs.ports);
-    if !ports.is_empty() {
-        spec.ports = ports.iter().map(|port| port.name.to_string()).collect();
-    }
-    let ending = outcome::ending(inputs, state, spec);
-    if ending != Ending::Running {
-        status.take_step_once(TimelineStep::MigrationEnded, inputs.now);
-    }
+    let (ports, damaged) = read_ports(inputs, spec);
     let identity = Identity {
         migration: MigrationUid::new(&spec.migration.uid),
         epoch: spec.epoch(),
     };
+    let held = ports.iter().any(|port| own_mark(port, &identity).is_some());
+    let begun = held || status.step(TimelineStep::Armed).is_some();
+    places::update(inputs, state, begun, spec);
+    if !ports.is_empty() {
+        spec.ports = ports.iter().map(|port| port.name.to_string()).collect();
+    }
+    let ending = outcome::ending(inputs, state, held, spec);
+    if ending != Ending::Running {
+        status.take_step_once(TimelineStep::MigrationEnded, inputs.now);
+    }
     // First: what opened the port says what its being open means.
     signals::measure(inputs.learned, status);
-    let hidden = signals::note(inputs, state, spec, &ending, &identity, status);
+    signals::note(inputs, state, spec, &ending, &identity, status);
     find_steps(inputs.now, &ports, &identity, status);
     let source_pod = pods::gone(inputs, pods::on_source(inputs, spec));
     let target_pod = pods::gone(inputs, pods::of_target(inputs, spec));
     let chassis = |place: &Option<_>| place.as_ref().and_then(crate::api::Place::chassis);
-    let (outcome, target) = match &ending {
-        Ending::Running => (Outcome::Running, chassis(&spec.target)),
-        Ending::On(side) => (Outcome::GuestOn(*side), chassis(&spec.target)),
+    let ends = (chassis(&spec.source), chassis(&spec.target));
+    let (outcome, (source, target)) = match &ending {
+        Ending::Running => (Outcome::Running, ends),
+        Ending::On(side) => (Outcome::GuestOn(*side), ends),
         // The guest has moved on since: wherever it is now is the only place its ports may go.
-        Ending::Elsewhere(node) => (Outcome::GuestOn(Side::Target), (inputs.chassis_of)(node)),
-        Ending::Gone => (Outcome::GuestGone, chassis(&spec.target)),
+        Ending::Elsewhere { node, followed } => {
+            let here = (inputs.chassis_of)(node);
+            if *followed {
+                (Outcome::GuestOn(Side::Target), (ends.0, here))
+            } else {
+                (Outcome::GuestOn(Side::Source), (here, None))
+            }
+        }
+        Ending::Gone => (Outcome::GuestGone, ends),
     };
+    let named = inputs.objects.vmi.as_ref();
+    let named = named.and_then(|vmi| vmi.migration_state(&spec.migration.uid));
     let observed = Observed {
         now: inputs.now.into(),
         identity,
-        // Whoever gives ports back once the guest is gone gives back their own.
-        newer_migration: inputs.newer_migration && ending != Ending::Gone,
+        newer: Newer::default(),
+        earlier: Earlier::default(),
+        is_named: named.is_some(),
         former: inputs.former.to_vec(),
         outcome,
-        source: chassis(&spec.source),
+        source,
         target,
         source_pod_gone: source_pod.gone,
         target_pod_gone: target_pod.gone,
@@ -140,10 +152,7 @@ pub(crate) fn observe(
         },
         deadlines: inputs.patience.deadlines,
     };
-    let recheck = [source_pod.recheck, target_pod.recheck, hidden]
-        .into_iter()
-        .flatten()
-        .min();
+    let recheck = source_pod.recheck.into_iter().chain(target_pod.recheck);
     Observation {
         observed,
         ending,
@@ -151,7 +160,7 @@ pub(crate) fn observe(
         damaged,
         hindrance: None,
         obstacle: None,
-        recheck,
+        recheck: recheck.min(),
     }
 }
 
@@ -161,13 +170,12 @@ fn find_steps(now: Moment, ports: &[Port], identity: &Identity, status: &mut Han
         let Some(mark) = own_mark(port, identity) else {
             continue;
         };
-        let requested = port.config.requested_chassis.as_deref();
-        let step = if requested.is_some_and(|list| list.contains(',')) {
-            TimelineStep::Armed
-        } else {
-            TimelineStep::Settled
-        };
-        status.take_step_once(step, now);
+        let requested = port.config.requested_chassis.as_deref().unwrap_or_default();
+        if requested.contains(',') {
+            status.take_step_once(TimelineStep::Armed, now);
+        } else if requested == mark.source || requested == mark.target {
+            status.take_step_once(TimelineStep::Settled, now);
+        }
         if mark.barrier.is_some() {
             status.take_step_once(TimelineStep::BarrierRaised, now);
         }
@@ -202,29 +210,39 @@ fn failure(state: &MigrationState) -> Option<String> {
     told.or_else(cancelled)
 }
 
-fn read_ports(rows: &[PortRow]) -> (Vec<Port>, Vec<(PortName, MarkError)>) {
+/// The ports, and those whose marks cannot be read. A guest that leaves for another cluster, or comes
+/// from one, takes none along.
+fn read_ports(inputs: &Inputs<'_>, spec: &HandoverSpec) -> (Vec<Port>, Vec<(PortName, MarkError)>) {
     let (mut ports, mut damaged) = (Vec::new(), Vec::new());
-    for row in rows {
+    let migration = inputs.migration;
+    let is_between = migration.is_some_and(VirtualMachineInstanceMigration::is_between_clusters);
+    for row in inputs.ports.iter().filter(|_| !is_between) {
         match read_config(row) {
-            Ok(config) => ports.push(port(row, config)),
+            Ok(config) => ports.push(port(inputs, spec, row, config)),
             Err(error) => damaged.push((row.name.clone(), error)),
         }
     }
     (ports, damaged)
 }
 
-fn port(row: &PortRow, config: PortConfig) -> Port {
+fn port(inputs: &Inputs<'_>, spec: &HandoverSpec, row: &PortRow, config: PortConfig) -> Port {
     Port {
         name: row.name.clone(),
         config,
         binding: row.binding.clone(),
+        activated: row.activated.clone(),
+        announces: announce::announces(inputs, spec, row),
     }
 }
 
 /// The mark of this very handover on a port.
 fn own_mark<'a>(port: &'a Port, identity: &Identity) -> Option<&'a Mark> {
     let mark = port.config.mark.as_ref()?;
-    (mark.migration == identity.migration && mark.epoch == identity.epoch).then_some(mark)
+    is_own(mark, identity).then_some(mark)
+}
+
+fn is_own(mark: &Mark, identity: &Identity) -> bool {
+    mark.migration == identity.migration && mark.epoch == identity.epoch
 }
 
 #[cfg(test)]

@@ -15,8 +15,13 @@ pub(crate) enum Ending {
     Running,
     /// It is over and the guest runs on this side.
     On(Side),
-    /// It is over and the guest has since moved to a third node.
-    Elsewhere(String),
+    /// It is over and the guest is on a third node.
+    Elsewhere {
+        /// Which.
+        node: String,
+        /// This migration had moved something, or its guest: what it left behind follows.
+        followed: bool,
+    },
     /// There is no guest any more.
     Gone,
 }
@@ -24,6 +29,7 @@ pub(crate) enum Ending {
 pub(super) fn ending(
     inputs: &Inputs<'_>,
     state: Option<&MigrationState>,
+    held: bool,
     spec: &HandoverSpec,
 ) -> Ending {
     let migration = inputs.migration;
@@ -44,13 +50,14 @@ pub(super) fn ending(
     let ends = [state.and_then(MigrationState::end), migration_end];
     if ends.contains(&Some(MigrationEnd::Succeeded)) {
         // The VM's node may be older news than the success, so only a third node outweighs it.
-        return match whereabouts(vmi, spec) {
-            elsewhere @ Ending::Elsewhere(_) => elsewhere,
+        return match whereabouts(vmi, spec, true) {
+            elsewhere @ Ending::Elsewhere { .. } => elsewhere,
             _ => Ending::On(Side::Target),
         };
     }
+    let begun = held || state.is_some();
     if ends.contains(&Some(MigrationEnd::Failed)) {
-        return whereabouts(vmi, spec);
+        return whereabouts(vmi, spec, begun);
     }
     if migration.is_some() {
         return Ending::Running;
@@ -61,7 +68,7 @@ pub(super) fn ending(
     if may_move {
         Ending::Running
     } else {
-        whereabouts(vmi, spec)
+        whereabouts(vmi, spec, begun)
     }
 }
 
@@ -71,14 +78,19 @@ fn is_another(vmi: &VirtualMachineInstance, spec: &HandoverSpec) -> bool {
     uids.is_some_and(|(ours, theirs)| ours != theirs)
 }
 
-/// Where the VM says that its guest is.
-fn whereabouts(vmi: &VirtualMachineInstance, spec: &HandoverSpec) -> Ending {
-    let node = |place: &Option<Place>| place.as_ref().map(|place| place.node.clone());
+/// Where the VM says that its guest is. Only of a migration that has `begun` that can be its doing:
+/// before, what is known of the VM can be from before an earlier one moved the guest.
+fn whereabouts(vmi: &VirtualMachineInstance, spec: &HandoverSpec, begun: bool) -> Ending {
+    let is_at = |place: &Option<Place>, here: &str| {
+        let place = place.as_ref();
+        place.is_some_and(|place| place.node == here)
+    };
     match vmi.node_name() {
-        Some(here) if node(&spec.target).as_deref() == Some(here) => Ending::On(Side::Target),
-        Some(here) if node(&spec.source).is_some_and(|source| source != here) => {
-            Ending::Elsewhere(here.to_owned())
-        }
+        Some(here) if begun && is_at(&spec.target, here) => Ending::On(Side::Target),
+        Some(here) if spec.source.is_some() && !is_at(&spec.source, here) => Ending::Elsewhere {
+            node: here.to_owned(),
+            followed: begun,
+        },
         _ => Ending::On(Side::Source),
     }
 }

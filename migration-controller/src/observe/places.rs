@@ -1,18 +1,25 @@
 //! Where the guest comes from and goes to.
 
+use handover::{SourceWords, source};
+
 use super::{Inputs, pods};
 use crate::api::{HandoverSpec, Place};
 use crate::kubevirt::{MigrationState, VirtualMachineInstanceMigration};
 
-/// Brings the record's places up to date.
-pub(super) fn update(inputs: &Inputs<'_>, state: Option<&MigrationState>, spec: &mut HandoverSpec) {
+/// Brings the record's places up to date. `begun`: something was written for the handover.
+pub(super) fn update(
+    inputs: &Inputs<'_>,
+    state: Option<&MigrationState>,
+    begun: bool,
+    spec: &mut HandoverSpec,
+) {
     if inputs
         .migration
         .is_some_and(VirtualMachineInstanceMigration::is_between_clusters)
     {
         return;
     }
-    if let Some(node) = source_node(inputs, state, spec) {
+    if let Some(node) = source_node(inputs, state, begun, spec) {
         let pod = state.and_then(|state| named(state.source_pod.as_ref()));
         let place = move_to(spec.source.take(), node, pod);
         spec.source = Some(located(inputs, place));
@@ -26,28 +33,31 @@ pub(super) fn update(inputs: &Inputs<'_>, state: Option<&MigrationState>, spec: 
     }
     let same = spec.source.as_ref().zip(spec.target.as_ref());
     if same.is_some_and(|(source, target)| source.node == target.node) {
-        // Not a migration between nodes, or news of different ages: wait for what makes sense.
-        spec.target = None;
+        // News of different ages. The pod's node is a fact; where the guest is can be old news.
+        spec.source = None;
     }
 }
 
-/// The node the guest leaves. KubeVirt's word about this migration outweighs the record, which
-/// outweighs the VM's node: that flips when the migration ends.
+/// The node the guest leaves.
 fn source_node(
     inputs: &Inputs<'_>,
     state: Option<&MigrationState>,
+    begun: bool,
     spec: &HandoverSpec,
 ) -> Option<String> {
     let told = state.and_then(|state| named(state.source_node.as_ref()));
-    let recorded = || Some(spec.source.as_ref()?.node.clone());
-    let current = || {
-        let under_way = inputs
-            .migration
-            .is_some_and(|migration| migration.end().is_none());
-        let node = inputs.objects.vmi.as_ref()?.node_name()?;
-        under_way.then(|| node.to_owned())
-    };
-    told.or_else(recorded).or_else(current)
+    let recorded = spec.source.as_ref().map(|source| source.node.clone());
+    let under_way = inputs
+        .migration
+        .is_some_and(|migration| migration.end().is_none());
+    let vmi = inputs.objects.vmi.as_ref().filter(|_| under_way);
+    let now = vmi.and_then(|vmi| vmi.node_name()).map(str::to_owned);
+    source(SourceWords {
+        told,
+        now,
+        recorded,
+        begun,
+    })
 }
 
 /// The node the guest goes to: the target pod's, which is known long before KubeVirt says so.

@@ -2,14 +2,13 @@
 
 use handover::{GuestPlace, Identity, Side, SignalKind, SignalSource};
 
-use super::{Ending, Inputs, own_mark, pods, port};
+use super::{Ending, Inputs, is_own, pods};
 use crate::agents::Learned;
-use crate::api::{HandoverSpec, HandoverStatus, Moment, OpeningResult, SignalSeen, TimelineStep};
+use crate::api::{HandoverSpec, HandoverStatus, OpeningResult, SignalSeen, TimelineStep};
 use crate::kubevirt::MigrationState;
 use crate::ovn::{PortRow, read_config};
 
-/// Records the signals that are there and have not been recorded. Returns when to look again for one
-/// that cannot be told yet from what an agent did.
+/// Records the signals that are there and have not been recorded.
 pub(super) fn note(
     inputs: &Inputs<'_>,
     state: Option<&MigrationState>,
@@ -17,16 +16,14 @@ pub(super) fn note(
     ending: &Ending,
     identity: &Identity,
     status: &mut HandoverStatus,
-) -> Option<Moment> {
+) {
     hear(inputs.learned, status);
     let target = spec.target.as_ref();
     let activated = |row: &PortRow| {
         let chassis = target.and_then(|target| target.chassis.as_ref());
-        chassis.is_some_and(|chassis| is_activated(row, chassis, identity))
+        chassis.is_some_and(|chassis| is_activated(inputs, row, chassis, identity))
     };
-    let activated = !is_spent(status) && inputs.ports.iter().any(activated);
-    let hidden = inputs.learned.activation_hidden_until;
-    let hidden = hidden.filter(|until| activated && inputs.now < *until);
+    let activated = !is_opened(status) && inputs.ports.iter().any(activated);
     let ready = state.is_some_and(|state| state.target_node_domain_ready_timestamp.is_some());
     let annotated = pods::of_target(inputs, spec)
         .iter()
@@ -35,7 +32,7 @@ pub(super) fn note(
     let arrived = state.is_some() && target.is_some_and(|target| node == Some(&target.node));
     let ended = *ending == Ending::On(Side::Target);
     let seen = [
-        (activated && hidden.is_none(), SignalSource::Activation),
+        (activated, SignalSource::Activation),
         (ready, SignalSource::DomainReady),
         (annotated, SignalSource::PodAnnotation),
         (arrived || ended, SignalSource::MigrationEnd),
@@ -68,7 +65,6 @@ pub(super) fn note(
             status.take_step(step, first.at);
         }
     }
-    hidden
 }
 
 /// Records what the agents told.
@@ -89,17 +85,13 @@ fn hear(learned: &Learned, status: &mut HandoverStatus) {
     }
 }
 
-/// Whether OVN's activation of the port says no more of the guest: an agent opened it for a pause after which the guest
-/// ran on the source again, and it stays open.
-fn is_spent(status: &HandoverStatus) -> bool {
+/// Whether an agent opened the port, or may have: then OVN's activation of it is the agent's own doing,
+/// and says nothing of the guest, however long ago that was. A guest can be paused for as long as
+/// somebody likes.
+fn is_opened(status: &HandoverStatus) -> bool {
     let opening = status.early_opening.as_ref();
-    let opened = opening.filter(|opening| opening.result == OpeningResult::Opened);
-    opened.is_some_and(|opening| {
-        let mut signals = status.signals.iter();
-        signals.any(|seen| {
-            let back = seen.kind == SignalKind::ResumedOnSource && seen.source.is_hypervisor();
-            back && seen.at > opening.paused_at
-        })
+    opening.is_some_and(|opening| {
+        matches!(opening.result, OpeningResult::Opened | OpeningResult::Asked)
     })
 }
 
@@ -118,15 +110,14 @@ pub(super) fn measure(learned: &Learned, status: &mut HandoverStatus) {
 /// Whether the target's ovn-controller has opened the port for this handover.
 ///
 /// The option outlives the migration it was set in until the port is claimed again, so it counts
-/// only where this handover holds the port and the target has it as an additional chassis.
-fn is_activated(row: &PortRow, chassis: &str, identity: &Identity) -> bool {
-    let ours = || {
-        let config = read_config(row).ok()?;
-        own_mark(&port(row, config), identity)
-            .is_some()
-            .then_some(())
-    };
+/// only where this handover holds the port, the target has it as an additional chassis, and has made
+/// of the Northbound what was written for this handover: what the Southbound said before can be old.
+fn is_activated(inputs: &Inputs<'_>, row: &PortRow, chassis: &str, identity: &Identity) -> bool {
+    let mark = read_config(row).ok().and_then(|config| config.mark);
+    let mark = mark.filter(|mark| is_own(mark, identity));
+    let barrier = mark.and_then(|mark| mark.barrier);
+    let applied = inputs.barrier.applied.get(chassis);
     row.activated.contains(chassis)
         && row.binding.additional.iter().any(|name| name == chassis)
-        && ours().is_some()
+        && barrier.is_some_and(|barrier| applied >= Some(&barrier))
 }

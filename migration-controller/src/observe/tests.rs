@@ -91,7 +91,7 @@ fn mark(epoch: u64) -> Mark {
         source: "c1".into(),
         target: "c2".into(),
         original: Original::default(),
-        barrier: None,
+        barrier: Some(4),
         source_released: false,
     }
 }
@@ -171,12 +171,14 @@ impl World {
             now: self.now,
             objects: &self.objects,
             migration: self.migration.as_ref(),
-            newer_migration: false,
             former: &[],
             ports: &self.ports,
             routes: (&[], &BTreeSet::new()),
             flip: FlipPolicy::default(),
-            barrier: Barrier::default(),
+            barrier: Barrier {
+                nb_cfg: 4,
+                applied: [("c1".to_owned(), 4), ("c2".to_owned(), 4)].into(),
+            },
             chassis_of: &|node| chassis.get(node).cloned(),
             patience: Patience {
                 deadlines: Deadlines::default(),
@@ -226,8 +228,21 @@ fn a_pod_that_copied_the_source_nodes_label_does_not_mislead() {
 
 #[test]
 fn the_source_stays_when_the_vms_node_flips() {
+    let told = state(UID, &json!({}));
     let mut world = World::recorded();
+    world.objects.vmi = Some(vmi(&json!({ "nodeName": "n2", "migrationState": told })));
+    assert_eq!(names(&world.observe()), (Some("c1"), Some("c2")));
+    // What is written for it says where it left from, whatever KubeVirt says of the next migration.
+    let mut world = World::recorded();
+    world.ports = vec![marked(row("w0.tenant"), &mark(7))];
     world.objects.vmi = Some(vmi(&json!({ "nodeName": "n2" })));
+    assert_eq!(names(&world.observe()), (Some("c1"), Some("c2")));
+}
+
+#[test]
+fn a_source_on_record_is_history_while_nothing_is_written() {
+    let mut world = World::recorded();
+    world.spec.source = Some(place("n3"));
     assert_eq!(names(&world.observe()), (Some("c1"), Some("c2")));
 }
 
@@ -267,7 +282,7 @@ fn a_source_that_is_the_target_is_old_news() {
     let mut world = World::new();
     world.objects.vmi = Some(vmi(&json!({ "nodeName": "n2" })));
     let seen = world.observe();
-    assert_eq!(names(&seen), (Some("c2"), None));
+    assert_eq!(names(&seen), (None, Some("c2")));
     assert_eq!(decide(&seen.observed).write, None);
 }
 
@@ -305,7 +320,15 @@ fn the_outcome_is_fused_from_whoever_tells() {
         (None, "n1", &unfinished, &Ending::Running),
         (None, "n2", &succeeded, &target),
         (None, "n1", &Value::Null, &source),
-        (None, "n3", &Value::Null, &Ending::Elsewhere("n3".into())),
+        (
+            None,
+            "n3",
+            &Value::Null,
+            &Ending::Elsewhere {
+                node: "n3".into(),
+                followed: false,
+            },
+        ),
     ];
     for (phase, node, state, expected) in cases {
         let mut world = World::recorded();
@@ -467,6 +490,19 @@ fn a_guest_that_never_left_has_not_come_back() {
 
 // === Agents ===
 
+fn opening(result: OpeningResult) -> EarlyOpening {
+    EarlyOpening {
+        result,
+        reason: None,
+        paused_at: moment(NOW),
+        paused_to_seen_us: Some(90),
+        paused_to_heard_us: Some(250),
+        heard_to_received_us: Some(120),
+        received_to_sent_us: Some(40),
+        sent_to_processed_us: None,
+    }
+}
+
 /// A port that the target has claimed and activated, with the handover in flight.
 fn activated() -> World {
     let mut world = World::recorded();
@@ -478,26 +514,70 @@ fn activated() -> World {
 }
 
 #[test]
-fn an_activation_that_an_agent_caused_is_no_sign_of_the_guest_while_it_can_tell_itself() {
-    let until = "2026-09-01T10:10:00.2Z";
-    let mut world = activated();
-    world.learned = Learned {
-        signals: vec![told(SignalKind::Paused, SignalSource::Libvirt, NOW)],
-        activation_hidden_until: Some(moment(until)),
-        ..Learned::default()
-    };
-    let seen = world.observe();
-    assert_eq!(seen.observed.signals.guest(), GuestPlace::InTransit);
-    assert_eq!(seen.recheck, Some(moment(until)));
-    assert_eq!(world.status.step(TimelineStep::Resumed), None);
+fn an_activation_that_an_agent_may_have_caused_is_no_sign_of_the_guest() {
+    for (result, is_sign) in [
+        (OpeningResult::Asked, false),
+        (OpeningResult::Opened, false),
+        (OpeningResult::NoAgent, true),
+        (OpeningResult::Stale, true),
+    ] {
+        let mut world = activated();
+        world.learned = Learned {
+            signals: vec![told(SignalKind::Paused, SignalSource::Libvirt, NOW)],
+            opening: Some(opening(result)),
+            ..Learned::default()
+        };
+        world.observe();
+        // However long ago, and whoever is still there to tell.
+        world.now = moment("2026-09-01T11:10:00Z");
+        world.learned = Learned::default();
+        let place = world.observe().observed.signals.guest();
+        let expected = if is_sign {
+            GuestPlace::Target
+        } else {
+            GuestPlace::InTransit
+        };
+        assert_eq!(place, expected, "{result:?}");
+        let resumed = world.status.step(TimelineStep::Resumed);
+        assert_eq!(resumed.is_some(), is_sign, "{result:?}");
+    }
+}
 
-    // Nobody told in time, or the agent is gone.
-    let mut late = activated();
-    late.learned = world.learned.clone();
-    late.now = moment(until);
-    assert_eq!(late.observe().observed.signals.guest(), GuestPlace::Target);
-    world.learned.activation_hidden_until = None;
-    assert_eq!(world.observe().observed.signals.guest(), GuestPlace::Target);
+#[test]
+fn an_activation_from_before_the_target_followed_is_no_sign_of_the_guest() {
+    let mut world = activated();
+    let behind = Mark {
+        barrier: Some(5),
+        ..mark(7)
+    };
+    world.ports = vec![marked(world.ports[0].clone(), &behind)];
+    assert_eq!(world.observe().observed.signals.guest(), GuestPlace::Source);
+}
+
+#[test]
+fn only_what_masquerade_does_not_hide_is_announced() {
+    let interfaces = |interfaces: Value| {
+        let instance = json!({
+            "metadata": { "name": "w0", "namespace": "tenant", "uid": "v-1" },
+            "spec": { "domain": { "devices": { "interfaces": interfaces } } },
+            "status": { "nodeName": "n1" },
+        });
+        let mut world = World::new();
+        world.objects.vmi = Some(Arc::new(from(instance)));
+        let mut labelled = row("a-port");
+        labelled.addresses = vec!["0A:00:00:00:00:01 10.0.0.1".into()];
+        world.ports = vec![row("w0.tenant"), row("w0.tenant.blue.tenant.ovn"), labelled];
+        let seen = world.observe();
+        let ports = seen.observed.ports.iter();
+        ports.map(|port| port.announces).collect::<Vec<_>>()
+    };
+    let bridge = json!({ "name": "b", "bridge": {}, "macAddress": "0a:00:00:00:00:01" });
+    let hidden = json!({ "name": "a", "masquerade": {} });
+    assert_eq!(interfaces(json!([bridge])), [true, true, true]);
+    assert_eq!(interfaces(json!([hidden])), [false, false, false]);
+    assert_eq!(interfaces(json!([hidden, bridge])), [false, true, true]);
+    let other = json!({ "name": "b", "bridge": {} });
+    assert_eq!(interfaces(json!([hidden, other])), [false, true, false]);
 }
 
 #[test]
@@ -528,16 +608,7 @@ fn what_agents_told_is_recorded_with_its_stamp_and_the_timeline_has_the_earliest
 #[test]
 fn what_agents_measured_outlives_the_controller_that_they_told() {
     let mut world = World::recorded();
-    let opening = EarlyOpening {
-        result: OpeningResult::Opened,
-        reason: None,
-        paused_at: moment(NOW),
-        paused_to_seen_us: Some(90),
-        paused_to_heard_us: Some(250),
-        heard_to_received_us: Some(120),
-        received_to_sent_us: Some(40),
-        sent_to_processed_us: None,
-    };
+    let opening = opening(OpeningResult::Opened);
     let opened = moment("2026-09-01T10:10:00.0004Z");
     world.learned = Learned {
         opening: Some(opening.clone()),

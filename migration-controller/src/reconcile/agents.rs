@@ -116,7 +116,7 @@ pub(super) fn guest_on(cases: &[Case], objects: &VmObjects) -> Option<String> {
     let place = match &newest.seen.ending {
         Ending::On(Side::Source) => &spec.source,
         Ending::On(Side::Target) => &spec.target,
-        Ending::Elsewhere(node) => return Some(node.clone()),
+        Ending::Elsewhere { node, .. } => return Some(node.clone()),
         Ending::Gone => return None,
         Ending::Running => return told(),
     };

@@ -18,7 +18,7 @@ pub(super) fn hindrance(
     cluster_router: Option<&str>,
 ) -> Option<String> {
     let moves = match seen.ending {
-        Ending::Running | Ending::On(Side::Target) | Ending::Elsewhere(_) => true,
+        Ending::Running | Ending::On(Side::Target) | Ending::Elsewhere { .. } => true,
         Ending::On(Side::Source) | Ending::Gone => false,
     };
     if !moves {

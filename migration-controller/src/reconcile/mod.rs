@@ -24,7 +24,7 @@ use crate::agents::Hub;
 use crate::api::{Moment, RoutingMode};
 use crate::cluster::{Cluster, Kind, Listener, VmObjects};
 use crate::metrics::Metrics;
-use crate::observe::{Ending, Inputs, Observation, observe, preflight};
+use crate::observe::{Inputs, Observation, observe, preflight};
 use crate::ovn::{
     Basis, Databases, Mismatch, Owners, Target, View, Writer, Written, obstacle, shown,
 };
@@ -81,7 +81,15 @@ pub(crate) struct Work {
     alarms: Arc<Alarms>,
 }
 
-/// One handover, looked at.
+/// One handover, observed.
+struct Looked {
+    /// The phase on record.
+    before: Phase,
+    record: Record,
+    seen: Observation,
+}
+
+/// One handover, decided.
 struct Case {
     record: Record,
     seen: Observation,
@@ -366,16 +374,15 @@ impl Reconciler {
         order.sort_by_key(|record| std::cmp::Reverse(record.spec.epoch));
         let barrier = view.barrier();
         let ports = shown(&view.ports);
-        let mut cases: Vec<Case> = Vec::new();
-        let mut newer_migration = false;
-        for (position, mut record) in order.into_iter().enumerate() {
+        let router = self.databases.cluster_router();
+        let mut looked = Vec::new();
+        for mut record in order {
             let before = record.clone();
             let learned = self.hub.learned(vm, before.uid());
             let inputs = Inputs {
                 now,
                 objects,
                 migration: before.migration.as_deref(),
-                newer_migration,
                 former: &plan::former(&record, objects, &chassis_of),
                 ports: &ports,
                 routes: settings.routes(&view),
@@ -386,12 +393,24 @@ impl Reconciler {
                 learned: &learned,
             };
             let mut seen = observe(&inputs, &mut record.spec, &mut record.status);
-            let router = self.databases.cluster_router();
             seen.hindrance = hindrance::hindrance(&seen, &view.places, settings.mode, router);
-            newer_migration |= takes_over(&seen);
-            if before.status.phase.is_final() && !plan::reopens(&before, &seen, position == 0) {
+            looked.push(Looked {
+                before: before.status.phase,
+                record,
+                seen,
+            });
+        }
+        plan::order(&mut looked);
+        let mut cases: Vec<Case> = Vec::new();
+        for (position, looked) in looked.into_iter().enumerate() {
+            if looked.before.is_final() && !plan::reopens(&looked, position == 0) {
                 continue;
             }
+            let Looked {
+                mut record,
+                mut seen,
+                ..
+            } = looked;
             let mut decision = decide(&seen.observed);
             if !plan::is_worth_it(&record, &decision) {
                 records.remove(record.uid());
@@ -528,17 +547,6 @@ impl Reconciler {
 
     fn unsaved(&self) -> MutexGuard<'_, BTreeMap<String, Record>> {
         self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Whether the ports are this migration's business, and no longer that of an older one: it is over,
-/// or knows where the guest goes. Until then the guest is where the older one left it, and that one
-/// may finish.
-fn takes_over(seen: &Observation) -> bool {
-    match seen.ending {
-        Ending::On(_) | Ending::Elsewhere(_) => true,
-        Ending::Running => seen.observed.source.is_some() && seen.observed.target.is_some(),
-        Ending::Gone => false,
     }
 }
 

@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use handover::{Chassis, Decision, Epoch, Mark, Phase, Side, VmName};
+use handover::{
+    Chassis, Decision, Earlier, Epoch, Mark, Newer, Outcome, Phase, Side, VmName, has_moved,
+};
 
+use super::Looked;
 use super::record::Record;
 use crate::api::{Handover, VmReference};
 use crate::cluster::VmObjects;
 use crate::kubevirt::{MigrationEnd, VirtualMachineInstanceMigration};
-use crate::observe::{Ending, Observation};
+use crate::observe::Ending;
 use crate::ovn::{PortRow, read_config};
 
 /// The UIDs of all migrations whose marks the VM's ports may bear.
@@ -193,12 +196,48 @@ pub(super) fn former(
     left.into_iter().collect()
 }
 
+/// Puts what was observed of a VM's handovers, the newest first, into relation.
+pub(super) fn order(looked: &mut [Looked]) {
+    let mut newer = Newer::default();
+    for position in 0..looked.len() {
+        let (_, older) = looked.split_at(position + 1);
+        let earlier = earlier(older);
+        let observed = &mut looked[position].seen.observed;
+        // Whoever gives ports back once the guest is gone gives back their own.
+        if observed.outcome != Outcome::GuestGone {
+            observed.newer = newer;
+        }
+        observed.earlier = earlier;
+        newer.note(observed);
+    }
+}
+
+/// What the migrations before another one have come to, the newest first.
+fn earlier(older: &[Looked]) -> Earlier {
+    let is_under_way = |looked: &Looked| {
+        let observed = &looked.seen.observed;
+        let begun = observed.target.is_some() || has_moved(observed);
+        observed.outcome == Outcome::Running && begun && !looked.before.is_final()
+    };
+    let succeeded = |looked: &&Looked| looked.seen.ending == Ending::On(Side::Target);
+    let last = older.iter().find(succeeded);
+    Earlier {
+        under_way: older.iter().any(is_under_way),
+        left_guest_on: last.and_then(|looked| looked.seen.observed.target.clone()),
+    }
+}
+
 /// Whether a handover that was over has something to do after all.
 ///
 /// It has when a port bears a mark that it must answer for: its own, or, as the VM's newest, any
 /// older one. And when it was rolled back, as the VM's newest, but the guest turns out to be on the
 /// target: KubeVirt can call a migration failed whose guest has moved.
-pub(super) fn reopens(record: &Record, seen: &Observation, newest: bool) -> bool {
+pub(super) fn reopens(looked: &Looked, newest: bool) -> bool {
+    let Looked {
+        before,
+        record,
+        seen,
+    } = looked;
     let epoch = record.spec.epoch();
     let answers_for = |mark: &Mark| mark.epoch == epoch || (newest && mark.epoch < epoch);
     let marks = seen
@@ -206,7 +245,7 @@ pub(super) fn reopens(record: &Record, seen: &Observation, newest: bool) -> bool
         .ports
         .iter()
         .filter_map(|port| port.config.mark.as_ref());
-    let moved = record.status.phase == Phase::RolledBack && seen.ending == Ending::On(Side::Target);
+    let moved = *before == Phase::RolledBack && seen.ending == Ending::On(Side::Target);
     marks.into_iter().any(answers_for) || (newest && moved)
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use handover::{Decision, Mark, Phase, Step, VmName, Waiting, Write};
+use handover::{Decision, Mark, Phase, PortName, Step, VmName, Waiting, Write};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 
@@ -170,6 +170,7 @@ impl Record {
             Step::Arm => TimelineStep::Armed,
             Step::RaiseBarrier => TimelineStep::BarrierRaised,
             Step::DropBarrier => TimelineStep::BarrierDropped,
+            Step::Open => TimelineStep::StrategyRemoved,
             Step::Flip => {
                 let back = self.leads_to_source(write);
                 // A first place where the guest still is makes nothing follow anybody.
@@ -212,8 +213,27 @@ impl Record {
             .map(|waiting| word(waiting).to_owned());
         self.status.message = decision.waiting.as_ref().map(ToString::to_string);
         self.status.failure_reason = failure(decision, seen);
+        if decision.phase.is_final() && !decision.superseded {
+            self.find_end(seen, now);
+        }
         self.enter(decision.phase, now);
         self.judge(decision, seen, now);
+    }
+
+    /// Records that the ports were settled and released, where that is seen on them and a crash kept it
+    /// from the record. The network's owner can have done either.
+    fn find_end(&mut self, seen: &Observation, now: Moment) {
+        let steps = [TimelineStep::Armed, TimelineStep::Settled];
+        let touched = steps.iter().any(|step| self.status.step(*step).is_some());
+        let mut ports = seen.observed.ports.iter();
+        let is_let_go = ports.all(|port| {
+            let requested = port.config.requested_chassis.as_deref();
+            port.config.mark.is_none() && !requested.is_some_and(|list| list.contains(','))
+        });
+        if touched && is_let_go && seen.ending != Ending::Gone {
+            self.status.take_step_once(TimelineStep::Settled, now);
+            self.status.take_step_once(TimelineStep::Released, now);
+        }
     }
 
     fn enter(&mut self, phase: Phase, now: Moment) {
@@ -227,14 +247,6 @@ impl Record {
             .map(|since| now.seconds_since(since));
         self.status.phase = phase;
         self.status.phase_since = Some(now);
-        let touched = [TimelineStep::Armed, TimelineStep::Settled];
-        let touched = touched.iter().any(|step| self.status.step(*step).is_some());
-        let superseded = self.status.failure_reason.as_deref() == Some(SUPERSEDED);
-        if phase.is_final() && touched && !superseded {
-            // Both are so by now; where a crash kept them from the record, this is when it was seen.
-            self.status.take_step_once(TimelineStep::Settled, now);
-            self.status.take_step_once(TimelineStep::Released, now);
-        }
         let step = match phase {
             Phase::Ready => Some(TimelineStep::Ready),
             Phase::Succeeded => Some(TimelineStep::Succeeded),
@@ -283,7 +295,9 @@ impl Record {
             })
             .or_else(|| Some(("PortsCannotMove", seen.obstacle.clone()?)))
             .or_else(|| match &decision.waiting {
-                Some(Waiting::ForeignRequest { .. }) => Some(("ForeignRequest", message.clone())),
+                Some(
+                    waiting @ (Waiting::ForeignRequest { .. } | Waiting::BoundElsewhere { .. }),
+                ) => Some((word(waiting), message.clone())),
                 _ if phase == Phase::Failed => Some(("Failed", message)),
                 _ => None,
             });
@@ -291,6 +305,7 @@ impl Record {
             // Until it is written, or need not be.
             return;
         }
+        let trouble = trouble.or_else(|| left_out(decision));
         let hindered = || Some((ROUTES_STAY, seen.hindrance.clone()?));
         self.degrade(trouble.or_else(hindered), now);
     }
@@ -419,12 +434,30 @@ fn failure(decision: &Decision, seen: &Observation) -> Option<String> {
     }
 }
 
+/// What is to be said of ports that take no part, once the others are prepared.
+fn left_out(decision: &Decision) -> Option<(&'static str, String)> {
+    let early = matches!(decision.phase, Phase::Pending | Phase::Preparing);
+    if early || decision.left_out.is_empty() {
+        return None;
+    }
+    let ports: Vec<_> = decision.left_out.iter().map(PortName::as_str).collect();
+    let message = format!(
+        "no chassis has an interface of {}, which the handover leaves out: delete what nobody uses, or \
+         remove its external_ids:segue.io/vm",
+        ports.join(", ")
+    );
+    Some(("PortsLeftOut", message))
+}
+
 /// A wait in one word, for the table and for programs.
 fn word(waiting: &Waiting) -> &'static str {
     match waiting {
         Waiting::Ports => "Ports",
         Waiting::Source => "Source",
         Waiting::Target => "Target",
+        Waiting::EarlierMigration => "EarlierMigration",
+        Waiting::Interface => "Interface",
+        Waiting::BoundElsewhere { .. } => "BoundElsewhere",
         Waiting::ForeignRequest { .. } => "ForeignRequest",
         Waiting::Claim { .. } => "Claim",
         Waiting::Barrier { .. } => "Barrier",

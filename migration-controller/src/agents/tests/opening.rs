@@ -62,7 +62,6 @@ async fn the_pause_opens_the_target_and_every_hop_is_recorded() {
     lab.woken().await;
     let learned = lab.hub.learned(&vm(), "m-1");
     assert_eq!(learned.opening.unwrap().result, OpeningResult::Asked);
-    assert!(learned.activation_hidden_until.is_some());
 
     target.say(done(&open)).await;
     lab.woken().await;
@@ -196,36 +195,18 @@ async fn the_pause_and_the_blackout_are_measured_across_the_ends() {
 // === Agents that are not there ===
 
 #[tokio::test]
-async fn without_an_agent_on_the_target_ovns_own_activation_counts_at_once() {
+async fn without_an_agent_on_the_target_nothing_is_opened_until_one_comes() {
     let lab = Lab::new();
     let source = lab.agent("n1").await;
     lab.stand(&standing(true));
     source.say(paused()).await;
     lab.woken().await;
     assert_eq!(result(&lab), Some(OpeningResult::NoAgent));
-    let learned = lab.hub.learned(&vm(), "m-1");
-    assert_eq!(learned.activation_hidden_until, None);
-
     // One that comes while the guest is still between its hosts opens after all.
     let mut target = lab.agent("n2").await;
     assert!(matches!(target.next().await, Message::Arm(_)));
     target.open().await;
     assert_eq!(result(&lab), Some(OpeningResult::Asked));
-}
-
-#[tokio::test]
-async fn a_target_that_dies_after_the_opening_hides_no_activation() {
-    let lab = Lab::new();
-    let (source, mut target) = ends(&lab, true).await;
-    source.say(paused()).await;
-    let open = target.open().await;
-    target.say(done(&open)).await;
-    until(|| result(&lab) == Some(OpeningResult::Opened)).await;
-    drop(target);
-    lab.metric("segue_agents_connected 1").await;
-    let learned = lab.hub.learned(&vm(), "m-1");
-    assert_eq!(learned.activation_hidden_until, None);
-    assert_eq!(learned.opening.unwrap().result, OpeningResult::Opened);
 }
 
 #[tokio::test]
@@ -263,7 +244,6 @@ async fn a_target_that_cannot_open_is_recorded_with_its_reason() {
     target.say(Told::Outcome(failed)).await;
     until(|| result(&lab) == Some(OpeningResult::Failed)).await;
     let learned = lab.hub.learned(&vm(), "m-1");
-    assert_eq!(learned.activation_hidden_until, None);
     let reason = learned.opening.unwrap().reason;
     assert_eq!(reason.as_deref(), Some("br-int does not answer"));
 }

@@ -34,16 +34,7 @@ fn resumed() -> World {
     let mut world = activated();
     world.hears(Paused, Qmp, 10);
     world.hears(ResumedOnSource, Qmp, 20);
-    world.learned.opening = Some(EarlyOpening {
-        result: OpeningResult::Opened,
-        reason: None,
-        paused_at: moment(&at(10)),
-        paused_to_seen_us: None,
-        paused_to_heard_us: None,
-        heard_to_received_us: None,
-        received_to_sent_us: None,
-        sent_to_processed_us: None,
-    });
+    world.learned.opening = Some(opening(OpeningResult::Opened));
     world
 }
 

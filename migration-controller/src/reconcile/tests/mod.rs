@@ -11,9 +11,9 @@ use handover::{
 };
 use serde_json::{Value, json};
 
-use super::plan;
 use super::record::Record;
 use super::rest::{Rest, rest};
+use super::{Looked, plan};
 use crate::agents::Learned;
 use crate::api::{
     Condition, ConditionStatus, ConditionType, Handover, Moment, RoutingMode, TimelineStep,
@@ -110,7 +110,6 @@ fn look(record: &mut Record, objects: &VmObjects, ports: &[PortRow]) -> Observat
         now: moment("2026-09-01T10:10:00Z"),
         objects,
         migration: migration.as_deref(),
-        newer_migration: false,
         former: &[],
         ports,
         routes: (&[], &BTreeSet::new()),
@@ -244,7 +243,12 @@ fn an_orphans_guest_may_be_on_neither_node_or_gone() {
         .ending
     };
     let elsewhere = vmi(&json!({ "nodeName": "n3" }));
-    assert_eq!(ending(Some(elsewhere)), Ending::Elsewhere("n3".into()));
+    let node = "n3".to_owned();
+    let followed = true;
+    assert_eq!(
+        ending(Some(elsewhere)),
+        Ending::Elsewhere { node, followed }
+    );
     assert_eq!(ending(None), Ending::Gone);
 }
 
@@ -293,9 +297,14 @@ fn a_finished_handover_reopens_only_for_what_it_must_answer_for() {
         };
         let row = port(mark.as_ref());
         let mut records = load(&objects, std::slice::from_ref(&row));
-        let record = records.get_mut("m-1").unwrap();
-        let seen = look(record, &objects, &[row]);
-        let found = plan::reopens(record, &seen, newest);
+        let mut record = records.remove("m-1").unwrap();
+        let seen = look(&mut record, &objects, &[row]);
+        let looked = Looked {
+            before: phase,
+            record,
+            seen,
+        };
+        let found = plan::reopens(&looked, newest);
         assert_eq!(
             found, reopens,
             "{phase}, {mark:?}, on {node}, newest: {newest}"
