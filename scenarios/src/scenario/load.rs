@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use dataplane_probe::run::MAX_RATE_HZ;
 
 use super::{
-    AgentFaultKind, Family, Flow, FoundBy, Gateway, Hook, Migrate, Opener, Peer, PortsOf,
+    AgentFaultKind, Cni, Family, Flow, FoundBy, Gateway, Hook, Migrate, Opener, Peer, PortsOf,
     Requested, Scenario, Step, Strategy, Topology,
 };
 
@@ -55,7 +55,7 @@ pub fn load(path: &Path) -> Result<Scenario, ScenarioError> {
 
 /// [`load`] for text that is in hand; `path` is for messages.
 pub(super) fn parse(path: &Path, text: &str) -> Result<Scenario, ScenarioError> {
-    let scenario: Scenario = serde_saphyr::from_str(text).map_err(|error| {
+    let mut scenario: Scenario = serde_saphyr::from_str(text).map_err(|error| {
         let place = error.location().map_or_else(String::new, |place| {
             format!("line {}, column {}: ", place.line(), place.column())
         });
@@ -72,6 +72,12 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Scenario, ScenarioError> 
         what,
         shown: None,
     })?;
+    for vm in &mut scenario.vms {
+        if let Some(Cni::KubeOvn) = scenario.cni {
+            vm.found_by = FoundBy::KubeOvnName;
+            vm.requested_chassis = Requested::Unset;
+        }
+    }
     Ok(scenario)
 }
 
@@ -95,6 +101,7 @@ fn check(scenario: &Scenario) -> Result<(), String> {
     }
     check_topology(scenario)?;
     check_strategy(scenario).map_err(|why| format!("strategy {}: {why}", scenario.strategy))?;
+    check_cni(scenario).map_err(|why| format!("cni: {why}"))?;
     check_agents(scenario)?;
     let mut names = BTreeSet::new();
     for vm in &scenario.vms {
@@ -196,6 +203,34 @@ fn check_strategy(scenario: &Scenario) -> Result<(), String> {
     for migrate in migrations(scenario) {
         if migrate.kill_controller.is_some() {
             return Err("there is no controller to kill".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// What goes with a CNI of the VMs' ports, and what only goes with one.
+fn check_cni(scenario: &Scenario) -> Result<(), String> {
+    if scenario.cni.is_none() {
+        let restarts = migrations(scenario).any(|migrate| migrate.restart_cni_at.is_some());
+        return match (scenario.optimize, restarts) {
+            (true, false) => Ok(()),
+            (false, _) => Err("there is none that optimizes, leave out optimize".to_owned()),
+            (_, true) => Err("there is no controller to restart".to_owned()),
+        };
+    }
+    if scenario.topology != Topology::Shared {
+        return Err("only with `topology: shared`".to_owned());
+    }
+    if !scenario.strategy.is_segue() {
+        return Err("it writes beside segue, leave out the strategy of others".to_owned());
+    }
+    for vm in &scenario.vms {
+        let own = vm.found_by != FoundBy::default() || vm.requested_chassis != Requested::default();
+        if own {
+            let name = &vm.name;
+            return Err(format!(
+                "VM {name}: found_by and requested_chassis follow from it, leave them out"
+            ));
         }
     }
     Ok(())
@@ -629,6 +664,46 @@ steps:
             ("forge: {vm: web}", "forge: {vm: wob}", "wob"),
         ] {
             let message = error(&WITH_AGENTS.replace(from, to));
+            assert!(message.contains(needle), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_cnis_ports_are_named_as_it_names_them() {
+        let cni = "name: one\ncni: kube-ovn\noptimize: false\n";
+        let text = GOOD.replace("name: one\n", cni);
+        let text = text.replace("to: node2", "to: node2, restart_cni_at: paused");
+        let scenario = parse(Path::new("x.yaml"), &text).unwrap();
+        assert_eq!(scenario.layout().cni, Some(Cni::KubeOvn));
+        assert!(!scenario.optimize);
+        let vm = &scenario.vms[0];
+        assert_eq!(vm.found_by, FoundBy::KubeOvnName);
+        assert_eq!(vm.requested_chassis, Requested::Unset);
+        for (from, to, needle) in [
+            (
+                "cni: kube-ovn\noptimize: false\n",
+                "",
+                "no controller to restart",
+            ),
+            ("cni: kube-ovn\n", "", "leave out optimize"),
+            ("cni: kube-ovn", "cni: calico", "calico"),
+            (
+                "cni: kube-ovn",
+                "cni: kube-ovn\nstrategy: clone",
+                "beside segue",
+            ),
+            (
+                "cni: kube-ovn",
+                "cni: kube-ovn\ntopology: routed",
+                "topology: shared",
+            ),
+            (
+                "node: node1",
+                "node: node1, found_by: nothing",
+                "leave them out",
+            ),
+        ] {
+            let message = error(&text.replace(from, to));
             assert!(message.contains(needle), "{message}");
         }
     }
