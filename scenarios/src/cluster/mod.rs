@@ -38,9 +38,7 @@ pub use controller::{Controller, metrics};
 pub use gate::Gate;
 pub use hypervisor::LabHypervisor;
 pub use kept::{Kept, STAND_IN, log_of_kept};
-pub(crate) use objects::{
-    VmPort, cordon_all_but, delete_vm, ensure_namespace, own, virtual_machine, vmi, vmim,
-};
+pub(crate) use objects::{VmPort, cordon_all_but, delete_vm, ensure_namespace, own, vmi, vmim};
 
 /// Where the API listens, in central's network namespace.
 const API: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -203,8 +201,8 @@ impl Cluster {
         }
         if let Some(settings) = wanted {
             let program = self.kube_ovn_controller.clone();
-            let started = KubeOvn::start(settings, self.client(), program).await;
-            *running = Some(started.context("Kube-OVN's controller")?);
+            let started = Box::pin(KubeOvn::start(settings, self.client(), program));
+            *running = Some(started.await.context("Kube-OVN's controller")?);
         }
         Ok(())
     }

@@ -7,9 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{
-    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
-};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::runtime::wait::{await_condition, conditions::is_deleted};
 use kube::{Api, Client, ResourceExt as _};
 use migration_controller::api::Handover;
@@ -18,6 +16,7 @@ use tokio::time::timeout;
 
 use crate::kubevirt::{
     PORTS_ANNOTATION, Port, VirtualMachineInstance, VirtualMachineInstanceMigration, names,
+    virtual_machine,
 };
 
 const MANAGER: &str = "scenarios";
@@ -134,17 +133,11 @@ pub(crate) async fn own(client: Client, vmi: &mut VirtualMachineInstance) -> Res
     Ok(())
 }
 
-/// KubeVirt's VirtualMachine, of which the lab needs no more than that it is there.
-pub(crate) fn virtual_machine() -> ApiResource {
-    let kind = GroupVersionKind::gvk("kubevirt.io", "v1", "VirtualMachine");
-    ApiResource::from_gvk(&kind)
-}
-
 /// Deletes a VMI, if there is one, with its VM and the migrations that it owned, and returns once it is gone.
 pub(crate) async fn delete_vm(client: Client, namespace: &str, name: &str) -> Result<()> {
-    let vms: Api<DynamicObject> =
+    let owners: Api<DynamicObject> =
         Api::namespaced_with(client.clone(), namespace, &virtual_machine());
-    unless_gone(vms.delete(name, &DeleteParams::default()).await)?;
+    unless_gone(owners.delete(name, &DeleteParams::default()).await)?;
     let vmis: Api<VirtualMachineInstance> = Api::namespaced(client.clone(), namespace);
     let what = || format!("delete VMI {namespace}/{name}");
     let Some(vmi) = vmis.get_opt(name).await.with_context(what)? else {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::api::{ApiResource, GroupVersionKind};
 use kube::{CustomResource, Resource as _, ResourceExt as _};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -253,6 +254,12 @@ pub struct Condition {
     pub last_transition_time: Option<Time>,
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+/// What a VMI may belong to: the lab needs no more of it than that it is there.
+pub fn virtual_machine() -> ApiResource {
+    let kind = GroupVersionKind::gvk("kubevirt.io", "v1", "VirtualMachine");
+    ApiResource::from_gvk(&kind)
 }
 
 /// The wish to migrate a VMI.

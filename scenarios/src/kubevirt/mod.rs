@@ -50,7 +50,7 @@ mod template;
 pub use api::{
     Condition, Devices, DomainSpec, Interface, MigrationState, Multus, Network, PhaseTransition,
     Unknown, VirtualMachineInstance, VirtualMachineInstanceMigration, VmiPhase, VmiSpec, VmiStatus,
-    VmimPhase, VmimSpec, VmimStatus, names,
+    VmimPhase, VmimSpec, VmimStatus, names, virtual_machine,
 };
 pub use controller::Limits;
 pub use delays::Delays;

@@ -91,20 +91,16 @@ pub(super) fn leave_all(cache: &Cache, port: Uuid) -> Write {
 /// What every minute's look at the nodes' groups sets right: in the group of a node is every port of every pod there
 /// that has not ended, the target's of a migration like the source's (`pkg/controller/node.go`,
 /// `checkAndUpdateNodePortGroup`).
-pub(super) fn probe<'p>(
-    cache: &Cache,
-    nodes: &[String],
-    pods: impl Iterator<Item = &'p Pod> + Clone,
-) -> Vec<Write> {
+pub(super) fn probe(cache: &Cache, nodes: &[String], pods: &[&Pod]) -> Vec<Write> {
     let mut writes = Vec::new();
     for node in nodes {
         let name = of_node(node);
         let Some(group) = cache.groups.iter().find(|group| group.name == name) else {
             continue;
         };
-        let here = pods.clone().filter(|pod| pods::node(pod) == Some(node));
+        let here = pods.iter().filter(|pod| pods::node(pod) == Some(node));
         let alive = here.filter(|pod| pods::is_alive(pod));
-        let ports = alive.flat_map(pods::allocated_ports);
+        let ports = alive.flat_map(|pod| pods::allocated_ports(pod));
         let wanted: BTreeSet<_> = ports
             .filter_map(|port| Some(cache.port(&port)?.0))
             .collect();
@@ -115,7 +111,9 @@ pub(super) fn probe<'p>(
             (!leave.is_empty()).then(|| Membership::Leave(name.clone(), leave)),
         ];
         let changes: Vec<_> = changes.into_iter().flatten().collect();
-        writes.extend((!changes.is_empty()).then(|| Write::Groups(changes)));
+        if !changes.is_empty() {
+            writes.push(Write::Groups(changes));
+        }
     }
     writes
 }
@@ -123,15 +121,15 @@ pub(super) fn probe<'p>(
 /// What the controller makes of the subnets' groups when it starts: each pod that has not ended takes its VM's port into
 /// its own node's group and out of the others. In the middle of a migration two pods do, and the later one has it
 /// (`pkg/controller/subnet.go`, `reconcileDistributedSubnetRouteInDefaultVpc`).
-pub(super) fn reconcile_subnets<'p>(
+pub(super) fn reconcile_subnets(
     cache: &Cache,
     subnets: &[String],
     nodes: &[String],
-    pods: impl Iterator<Item = &'p Pod> + Clone,
+    pods: &[&Pod],
 ) -> Vec<Write> {
     let mut writes = Vec::new();
     for subnet in subnets {
-        for pod in pods.clone().filter(|pod| pods::is_alive(pod)) {
+        for pod in pods.iter().filter(|pod| pods::is_alive(pod)) {
             let Some(node) = pods::node(pod) else {
                 continue;
             };

@@ -20,11 +20,11 @@ pub(super) enum Outcome {
 }
 
 /// Decides by what the API says of the migration and of its VMI now, and by the pods that are remembered.
-pub(super) fn decide<'p>(
+pub(super) fn decide(
     cache: &Cache,
     migration: &VirtualMachineInstanceMigration,
     vmi: &VirtualMachineInstance,
-    mut pods: impl Iterator<Item = &'p Pod>,
+    pods: &[&Pod],
 ) -> Outcome {
     let nothing = Outcome::Done(Vec::new());
     let status = migration.status.as_ref();
@@ -42,13 +42,13 @@ pub(super) fn decide<'p>(
     let ports = cache.ports_of(&key);
     match migration.phase() {
         Some(VmimPhase::Scheduling) => {
-            let is_target = |pod: &&Pod| {
+            let is_target = |pod: &&&Pod| {
                 let uid = pod.labels().get(names::MIGRATION_JOB_UID);
                 uid.is_some()
                     && uid == migration.uid().as_ref()
                     && pod.namespace() == migration.namespace()
             };
-            let Some(pod) = pods.find(is_target) else {
+            let Some(pod) = pods.iter().find(is_target) else {
                 return nothing;
             };
             let home = vmi

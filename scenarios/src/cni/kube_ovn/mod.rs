@@ -102,14 +102,13 @@ impl KubeOvn {
 
     async fn run(&mut self) -> Result<()> {
         let (settings, client) = (self.settings.clone(), self.client.clone());
-        self.runs = Some(match &self.program {
-            Some(program) => Runs::Program(program.start(&settings, client).await?),
-            None => {
-                let worker = Worker::start(settings, client).await?;
-                let mut tasks = JoinSet::new();
-                tasks.spawn(worker.run());
-                Runs::StandIn(tasks)
-            }
+        self.runs = Some(if let Some(program) = &self.program {
+            Runs::Program(program.start(&settings, client).await?)
+        } else {
+            let worker = Worker::start(settings, client).await?;
+            let mut tasks = JoinSet::new();
+            tasks.spawn(worker.run());
+            Runs::StandIn(tasks)
         });
         Ok(())
     }

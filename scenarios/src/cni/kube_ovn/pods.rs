@@ -221,12 +221,7 @@ pub(super) fn route(cache: &Cache, pod: &Pod) -> Writes {
 
 /// Strips the ports of the VM whose pod went, whichever pod that was and whatever the VM does meanwhile. Where the VM
 /// stays so do its ports, and their port groups while another pod of it lives; else they go (`handleDeletePod`).
-pub(super) fn delete<'p>(
-    cache: &Cache,
-    pod: &Pod,
-    owner: Owner,
-    others: impl Iterator<Item = &'p Pod>,
-) -> Vec<Write> {
+pub(super) fn delete(cache: &Cache, pod: &Pod, owner: Owner, others: &[&Pod]) -> Vec<Write> {
     let Some(name) = vm(pod) else {
         return Vec::new();
     };
@@ -249,18 +244,20 @@ pub(super) fn delete<'p>(
     // The VM has to be a VirtualMachine: `appendCheckPodNetToDel` asks for nothing else.
     let stays =
         pod.metadata.deletion_timestamp.is_some() && !owner.is_going() && owner.vm != State::Absent;
-    let mut siblings = others.filter(|other| {
+    let has_sibling = others.iter().any(|other| {
         other.namespace() == pod.namespace()
             && other.name_any() != pod.name_any()
             && vm(other) == Some(name)
             && is_alive(other)
     });
-    let goes = |port| match stays {
-        true => groups::leave_all(cache, port),
-        false => Write::Delete { port },
-    };
-    if !stays || siblings.next().is_none() {
-        writes.extend(ports.iter().map(|(port, _)| goes(*port)));
+    if !stays {
+        writes.extend(ports.iter().map(|(port, _)| Write::Delete { port: *port }));
+    } else if !has_sibling {
+        writes.extend(
+            ports
+                .iter()
+                .map(|(port, _)| groups::leave_all(cache, *port)),
+        );
     }
     writes
 }

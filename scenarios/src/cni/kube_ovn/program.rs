@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams};
@@ -78,6 +78,10 @@ pub(super) struct Running(Child);
 impl Program {
     /// Starts it and returns once its port groups are there.
     pub(super) async fn start(&self, settings: &Settings, client: Client) -> Result<Running> {
+        ensure!(
+            settings.subnets.len() == 1,
+            "the real kube-ovn-controller is told of one network: give the VMs one port each"
+        );
         apply_crds(&client).await?;
         // It deletes every chassis of which no node says that it is its own.
         for node in &settings.nodes {

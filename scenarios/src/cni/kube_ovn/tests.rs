@@ -100,6 +100,10 @@ fn pod(name: &str, node: Option<&str>, noted: &[&str], of_migration: bool) -> Po
     .unwrap()
 }
 
+fn all(pods: &[Pod]) -> Vec<&Pod> {
+    pods.iter().collect()
+}
+
 fn ended(mut pod: Pod) -> Pod {
     pod.status.as_mut().unwrap().phase = Some("Succeeded".to_owned());
     pod
@@ -295,7 +299,7 @@ fn vmi_with(state: &Value) -> VirtualMachineInstance {
 }
 
 fn decide(cache: &Cache, phase: &str, vmi: &VirtualMachineInstance, pods: &[Pod]) -> Outcome {
-    migrations::decide(cache, &migration(phase), vmi, pods.iter())
+    migrations::decide(cache, &migration(phase), vmi, &all(pods))
 }
 
 const LIST: (&str, &str) = ("requested-chassis", "node-1,node-2");
@@ -417,8 +421,8 @@ fn the_deletion_of_any_pod_strips_the_options_and_leaves_the_groups_of_a_living_
     let stripped = options(&[("other", "stays")]);
     let living = [pod("p1", Some("node-2"), &["allocated", "routed"], true)];
     assert_eq!(
-        pods::delete(&armed, &old, VM, living.iter()),
-        [stripped.clone()]
+        pods::delete(&armed, &old, VM, &all(&living)),
+        std::slice::from_ref(&stripped)
     );
 
     let left = Write::Groups(
@@ -428,12 +432,12 @@ fn the_deletion_of_any_pod_strips_the_options_and_leaves_the_groups_of_a_living_
     );
     let ended = [ended(living[0].clone())];
     assert_eq!(
-        pods::delete(&armed, &old, VM, ended.iter()),
+        pods::delete(&armed, &old, VM, &all(&ended)),
         [stripped, left]
     );
     // A strategy alone stays.
     let strategy = cache(&[RARP], &[]);
-    assert_eq!(pods::delete(&strategy, &old, VM, living.iter()), []);
+    assert_eq!(pods::delete(&strategy, &old, VM, &all(&living)), []);
 }
 
 /// `isVMToDel`, `appendCheckPodNetToDel`.
@@ -443,7 +447,7 @@ fn the_port_goes_with_its_vm_and_with_any_pod_of_a_vmi_without_one() {
     let old = deleted(pod("p0", Some("node-1"), &[], false));
     let living = [pod("p1", Some("node-2"), &[], true)];
     let delete = [Write::Delete { port: PORT }];
-    let written = |owner| pods::delete(&cache, &old, owner, living.iter());
+    let written = |owner| pods::delete(&cache, &old, owner, &all(&living));
     let bare = Owner {
         is_owned: false,
         vm: State::Absent,
@@ -479,7 +483,7 @@ fn every_minute_both_pods_of_a_migration_put_the_port_into_their_nodes_groups() 
     let moved = cache(&[], &["node.node.2"]);
     let source = pod("p0", Some("node-1"), &["allocated"], false);
     let target = pod("p1", Some("node-2"), &["allocated"], true);
-    let probe = |pods: &[Pod]| groups::probe(&moved, &nodes(), pods.iter());
+    let probe = |pods: &[Pod]| groups::probe(&moved, &nodes(), &all(pods));
     assert_eq!(
         probe(&[source.clone(), target.clone()]),
         [join("node.node.1")]
@@ -497,7 +501,7 @@ fn a_start_puts_the_port_into_the_group_of_the_pod_that_comes_last() {
     let source = pod("p0", Some("node-1"), &["allocated"], false);
     let target = pod("p1", Some("node-2"), &["allocated"], true);
     let writes = |pods: &[Pod]| {
-        groups::reconcile_subnets(&cache(&[], &[]), &subnets(), &nodes(), pods.iter())
+        groups::reconcile_subnets(&cache(&[], &[]), &subnets(), &nodes(), &all(pods))
     };
     let home = [leave("shared0.node.2"), join("shared0.node.1")];
     assert_eq!(writes(std::slice::from_ref(&source)), home);

@@ -21,8 +21,9 @@ use super::migrations::{self, Outcome};
 use super::pods::{self, Owner, State, Writes};
 use super::write::Write;
 use super::{Settings, groups};
-use crate::cluster::virtual_machine;
-use crate::kubevirt::{VirtualMachineInstance, VirtualMachineInstanceMigration, VmimPhase, names};
+use crate::kubevirt::{
+    VirtualMachineInstance, VirtualMachineInstanceMigration, VmimPhase, names, virtual_machine,
+};
 
 const DATABASE: &str = "OVN_Northbound";
 /// Of `--nodepg-probe-time`.
@@ -100,8 +101,7 @@ impl Worker {
         worker
             .write(&groups::create(&worker.cache(), nodes, subnets))
             .await?;
-        let all = worker.pods.values();
-        let moves = groups::reconcile_subnets(&worker.cache(), subnets, nodes, all);
+        let moves = groups::reconcile_subnets(&worker.cache(), subnets, nodes, &worker.pods());
         worker.write(&moves).await?;
         Ok(worker)
     }
@@ -111,9 +111,10 @@ impl Worker {
         let pods = watcher::Config::default().labels(&launchers());
         let mut pods = watch(Api::<Pod>::all(self.client.clone()), pods);
         let migrations = Api::<VirtualMachineInstanceMigration>::all(self.client.clone());
-        let mut migrations = match self.settings.optimize {
-            true => watch(migrations, watcher::Config::default()),
-            false => futures::stream::pending().boxed(),
+        let mut migrations = if self.settings.optimize {
+            watch(migrations, watcher::Config::default())
+        } else {
+            futures::stream::pending().boxed()
         };
         let vms = Api::<DynamicObject>::all_with(self.client.clone(), &virtual_machine());
         let mut vms = watch(vms, watcher::Config::default());
@@ -134,13 +135,17 @@ impl Worker {
                     }
                 }
                 _ = probe.tick() => {
-                    let writes = groups::probe(&self.cache(), &self.settings.nodes, self.pods.values());
+                    let writes = groups::probe(&self.cache(), &self.settings.nodes, &self.pods());
                     if let Err(error) = self.write(&writes).await {
                         warn!("the nodes' port groups: {error:#}");
                     }
                 }
             }
         }
+    }
+
+    fn pods(&self) -> Vec<&Pod> {
+        self.pods.values().collect()
     }
 
     fn cache(&self) -> Cache {
@@ -264,7 +269,7 @@ impl Worker {
         let Some(owner) = self.owner(pod).await? else {
             return Ok(());
         };
-        let writes = pods::delete(&self.cache(), pod, owner, self.pods.values());
+        let writes = pods::delete(&self.cache(), pod, owner, &self.pods());
         self.write(&writes).await
     }
 
@@ -282,7 +287,7 @@ impl Worker {
         let Some(vmi) = vmi.with_context(context)? else {
             return Ok(true);
         };
-        match migrations::decide(&self.cache(), &migration, &vmi, self.pods.values()) {
+        match migrations::decide(&self.cache(), &migration, &vmi, &self.pods()) {
             Outcome::Done(writes) => self.write(&writes).await.map(|()| true),
             Outcome::Deferred => Ok(false),
         }
@@ -295,10 +300,10 @@ impl Worker {
         };
         let context = || format!("read VM {namespace}/{name}");
         let vmis: Api<VirtualMachineInstance> = Api::namespaced(self.client.clone(), &namespace);
-        let vms = Api::namespaced_with(self.client.clone(), &namespace, &virtual_machine());
+        let machines = Api::namespaced_with(self.client.clone(), &namespace, &virtual_machine());
         let vmi = vmis.get_opt(name).await.with_context(context)?;
-        let vm: Option<DynamicObject> = vms.get_opt(name).await.with_context(context)?;
-        let mut owners = vmi.iter().flat_map(|vmi| vmi.owner_references());
+        let vm: Option<DynamicObject> = machines.get_opt(name).await.with_context(context)?;
+        let mut owners = vmi.iter().flat_map(kube::ResourceExt::owner_references);
         Ok(Some(Owner {
             is_owned: owners.any(|owner| owner.kind == "VirtualMachine"),
             vmi: state(vmi.as_ref()),
