@@ -469,6 +469,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_condition_says_that_it_does_not_know_when_it_changed() {
+        let condition = serde_json::to_value(Condition::default()).unwrap();
+        assert_eq!(condition.get("lastTransitionTime"), Some(&Value::Null));
+    }
+
+    #[test]
     fn what_is_not_understood_survives_a_round_trip() {
         let vmi = json!({
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm0"},

@@ -82,6 +82,8 @@ async fn a_migration_walks_through_the_states_of_kubevirt() {
     let vmi = cluster.run_vm("vm0").await;
     assert_eq!(node(&vmi), "a");
     assert_eq!(vmi.labels()[names::NODE_NAME], "a");
+    let status = vmi.status.as_ref().unwrap();
+    assert_eq!(status.selinux_context.as_deref(), Some("none"));
     assert_eq!(
         cluster.fake.domain("a", "default_vm0"),
         Some(DomainState::Running)
@@ -117,6 +119,13 @@ async fn a_migration_walks_through_the_states_of_kubevirt() {
         "a copied label: it names the source"
     );
     assert_eq!(target.annotations()[names::MIGRATION_JOB_NAME], "m1");
+    let side_cars = target
+        .status
+        .as_ref()
+        .unwrap()
+        .init_container_statuses
+        .as_ref();
+    assert_eq!(side_cars.unwrap().len(), 1, "the console's");
     assert!(
         !target
             .annotations()
@@ -146,6 +155,7 @@ async fn a_migration_walks_through_the_states_of_kubevirt() {
         .unwrap();
     assert_eq!(last.target_pod, Some(target.name_any()));
     assert!(last.completed && !last.failed && last.source_pod.is_some());
+    assert!(last.migration_configuration.is_some() && last.target_memory_overhead.is_some());
 
     assert_order(
         &within("the record", recorded).await.unwrap(),
@@ -157,6 +167,9 @@ async fn a_migration_walks_through_the_states_of_kubevirt() {
         .wait_pod(&source, |pod| pod_phase(pod) == Some("Succeeded"))
         .await;
     cluster.wait_ports(&["b/vm0.default"]).await;
+    let vmi = cluster.wait_vmi("vm0", |_| true).await;
+    let pods = &vmi.status.as_ref().unwrap().active_pods;
+    assert_eq!(pods.len(), 2, "the one that has ended stays among them");
     let target = cluster
         .wait_pod(&target.name_any(), |pod| {
             pod.labels()[names::NODE_NAME] == "b"
@@ -581,10 +594,10 @@ async fn a_target_that_fits_nowhere_fails_the_migration_and_a_busy_hypervisor_is
         [VmimPhase::Pending, VmimPhase::Scheduling, VmimPhase::Failed]
     );
     let events = cluster.events_on(&migration_uid).await;
-    assert!(
-        events.iter().any(|event| event == "FailedMigration"),
-        "{events:?}"
-    );
+    for reason in ["migrationTargetPodUnschedulable", "FailedMigration"] {
+        let told = events.iter().any(|event| event == reason);
+        assert!(told, "{reason} in {events:?}");
+    }
 
     cluster.nodes().uncordon("b").await.unwrap();
     cluster.fake.refuse_preparations(1);
