@@ -3,6 +3,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
+use uuid::Uuid;
 
 use super::cache::{Cache, Port};
 use super::pods;
@@ -26,64 +27,67 @@ pub(super) fn decide(
     vmi: &VirtualMachineInstance,
     pods: &[&Pod],
 ) -> Outcome {
-    let nothing = Outcome::Done(Vec::new());
     let status = migration.status.as_ref();
     if status.is_none_or(|status| status.migration_state.is_none()) {
-        return nothing;
+        return Outcome::Done(Vec::new());
     }
-    // The VMI's state may be another migration's, and is the last one's until the hand-over of the next.
-    let state = vmi
-        .migration_state()
-        .filter(|state| state.migration_uid == migration.uid());
-    let node = |node: Option<&String>| node.filter(|node| !node.is_empty()).cloned();
-    let source = node(state.and_then(|state| state.source_node.as_ref()));
-    let target = node(state.and_then(|state| state.target_node.as_ref()));
     let key = format!("{}/{}", vmi.namespace().unwrap_or_default(), vmi.name_any());
     let ports = cache.ports_of(&key);
+    // The VMI's state may be another migration's, and is the last one's until the hand-over of the next.
+    let state = vmi.migration_state();
+    let state = state.filter(|state| state.migration_uid == migration.uid());
+    let source = state.and_then(|state| state.source_node.as_deref());
     match migration.phase() {
         Some(VmimPhase::Scheduling) => {
-            let is_target = |pod: &&&Pod| {
-                let uid = pod.labels().get(names::MIGRATION_JOB_UID);
-                uid.is_some()
-                    && uid == migration.uid().as_ref()
-                    && pod.namespace() == migration.namespace()
-            };
-            let Some(pod) = pods.iter().find(is_target) else {
-                return nothing;
-            };
-            let home = vmi
-                .status
-                .as_ref()
-                .and_then(|status| status.node_name.as_ref());
-            match (source.or_else(|| node(home)), pods::node(pod)) {
-                (Some(source), Some(target)) if source == *target => nothing,
-                (Some(source), Some(target)) => {
-                    let armed = ports.filter_map(|(port, row)| {
-                        let options = armed(row, &source, target)?;
-                        Some(Write::Options { port, options })
-                    });
-                    Outcome::Done(armed.collect())
-                }
-                _ => Outcome::Deferred,
-            }
+            let status = vmi.status.as_ref();
+            let home = status.and_then(|status| status.node_name.as_deref());
+            let target = pods.iter().find(|pod| is_target(pod, migration));
+            target.map_or(Outcome::Done(Vec::new()), |pod| {
+                scheduling(ports, source.or(home), pods::node(pod))
+            })
         }
-        Some(phase @ (VmimPhase::Succeeded | VmimPhase::Failed)) => {
-            let place = if phase == VmimPhase::Failed {
-                source
-            } else {
-                target
-            };
-            let Some(place) = place.filter(|_| state.is_some()) else {
-                return nothing;
-            };
-            let reset = ports.filter_map(|(port, row)| {
-                let options = reset(row, &place)?;
-                Some(Write::Options { port, options })
-            });
-            Outcome::Done(reset.collect())
+        Some(VmimPhase::Succeeded) => {
+            let target = state.and_then(|state| state.target_node.as_deref());
+            Outcome::Done(over(ports, target))
         }
-        _ => nothing,
+        Some(VmimPhase::Failed) => Outcome::Done(over(ports, source)),
+        _ => Outcome::Done(Vec::new()),
     }
+}
+
+fn is_target(pod: &Pod, migration: &VirtualMachineInstanceMigration) -> bool {
+    let uid = pod.labels().get(names::MIGRATION_JOB_UID);
+    uid.is_some() && uid == migration.uid().as_ref() && pod.namespace() == migration.namespace()
+}
+
+fn scheduling<'c>(
+    ports: impl Iterator<Item = (Uuid, &'c Port)>,
+    source: Option<&str>,
+    target: Option<&String>,
+) -> Outcome {
+    let (Some(source), Some(target)) = (source, target) else {
+        return Outcome::Deferred;
+    };
+    if source == target {
+        return Outcome::Done(Vec::new());
+    }
+    let armed = ports.filter_map(|(port, row)| {
+        let options = armed(row, source, target)?;
+        Some(Write::Options { port, options })
+    });
+    Outcome::Done(armed.collect())
+}
+
+/// Where the node is not known nothing is written.
+fn over<'c>(ports: impl Iterator<Item = (Uuid, &'c Port)>, place: Option<&str>) -> Vec<Write> {
+    let Some(place) = place else {
+        return Vec::new();
+    };
+    let reset = ports.filter_map(|(port, row)| {
+        let options = reset(row, place)?;
+        Some(Write::Options { port, options })
+    });
+    reset.collect()
 }
 
 type Options = std::collections::BTreeMap<String, String>;
