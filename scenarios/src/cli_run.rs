@@ -60,6 +60,10 @@ pub(crate) struct PartsArgs {
     #[arg(long, value_name = "PROGRAM", env = "SEGUE_ARP_PROXY")]
     arp_proxy: Option<PathBuf>,
 
+    /// The real kube-ovn-controller, for scenarios with `cni: kube-ovn`; by default a stand-in writes as it does.
+    #[arg(long, value_name = "PROGRAM", env = "SEGUE_KUBE_OVN_CONTROLLER")]
+    kube_ovn_controller: Option<PathBuf>,
+
     /// The kustomize base that is applied.
     #[arg(long, value_name = "DIR", default_value = "manifests")]
     manifests: PathBuf,
@@ -86,6 +90,13 @@ impl PartsArgs {
         Ok(Parts {
             arp_proxy: optional(&self.arp_proxy, "arp-proxy")?,
             node_hooks: optional(&self.node_hooks, "node-hooks")?,
+            kube_ovn_controller: match &self.kube_ovn_controller {
+                Some(path) => {
+                    let found = path.canonicalize();
+                    Some(found.with_context(|| path.display().to_string())?)
+                }
+                None => None,
+            },
             controller: built(&self.controller, beside.join("migration-controller"))?,
             probe: built(&self.guest_probe, beside.join("dataplane-probe"))?,
             manifests: self.manifests.canonicalize().with_context(|| {

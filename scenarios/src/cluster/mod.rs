@@ -26,6 +26,7 @@ use anyhow::{Context as _, Result};
 use kube::Client;
 use tokio::sync::{Mutex, broadcast};
 
+use crate::cni::kube_ovn::{self, KubeOvn};
 use crate::kubernetes::{Assets, ControlPlane, Port, Settings, Spawner};
 use crate::kubevirt::{
     Delays, HookCall, KubeVirt, Limits, NodeSpec, Role, Settings as KubeVirtSettings,
@@ -37,7 +38,7 @@ pub use controller::{Controller, metrics};
 pub use gate::Gate;
 pub use hypervisor::LabHypervisor;
 pub use kept::{Kept, STAND_IN, log_of_kept};
-pub(crate) use objects::{VmPort, cordon_all_but, delete_vm, ensure_namespace, vmi, vmim};
+pub(crate) use objects::{VmPort, cordon_all_but, delete_vm, ensure_namespace, own, vmi, vmim};
 
 /// Where the API listens, in central's network namespace.
 const API: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -59,6 +60,8 @@ pub struct Parts {
     pub probe: PathBuf,
     /// arp-proxy, for networks whose gateways OVN cannot answer for.
     pub arp_proxy: Option<PathBuf>,
+    /// kube-ovn-controller, to take its stand-in's place.
+    pub kube_ovn_controller: Option<PathBuf>,
     /// The shipped kustomize base.
     pub manifests: PathBuf,
     /// How guests' processors are had.
@@ -90,6 +93,9 @@ pub struct Cluster {
     pub agents: Option<Arc<Mutex<Agents>>>,
     /// The hypervisors.
     pub hypervisor: LabHypervisor,
+    /// The controller that writes to the VMs' ports beside segue's, while there is one.
+    pub kube_ovn: Arc<Mutex<Option<KubeOvn>>>,
+    kube_ovn_controller: Option<kube_ovn::Program>,
     kubevirt: KubeVirt<LabHypervisor>,
 }
 
@@ -133,10 +139,21 @@ impl Cluster {
         let mut controller = Controller::new(lab, &parts.controller, &kubeconfig)?;
         controller.start().await?;
         Ok(Self {
-            plane,
             controller: Arc::new(Mutex::new(controller)),
             agents,
             hypervisor,
+            kube_ovn: Arc::default(),
+            kube_ovn_controller: parts
+                .kube_ovn_controller
+                .as_ref()
+                .map(|path| kube_ovn::Program {
+                    path: path.clone(),
+                    host: lab.central().clone(),
+                    kubeconfig: plane.admin_kubeconfig(),
+                    southbound: lab.sb_endpoint(),
+                    log: lab.central().path("/var/log/kube-ovn-controller.log"),
+                }),
+            plane,
             kubevirt,
         })
     }
@@ -173,6 +190,23 @@ impl Cluster {
         Ok(())
     }
 
+    /// Runs Kube-OVN's controller, or its stand-in, set up like this, or neither.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn run_kube_ovn(&self, wanted: Option<kube_ovn::Settings>) -> Result<()> {
+        let mut running = self.kube_ovn.lock().await;
+        if let Some(mut before) = running.take() {
+            before.stop().await;
+        }
+        if let Some(settings) = wanted {
+            let program = self.kube_ovn_controller.clone();
+            let started = Box::pin(KubeOvn::start(settings, self.client(), program));
+            *running = Some(started.await.context("Kube-OVN's controller")?);
+        }
+        Ok(())
+    }
+
     /// The agents.
     ///
     /// # Errors
@@ -189,9 +223,10 @@ impl Cluster {
             None => Ok(()),
         };
         let controller = self.controller.lock().await.stop().await;
+        let kube_ovn = self.run_kube_ovn(None).await;
         self.kubevirt.stop().await;
         let plane = self.plane.stop().await.context("the Kubernetes API");
-        agents.and(controller).and(plane)
+        agents.and(controller).and(kube_ovn).and(plane)
     }
 }
 

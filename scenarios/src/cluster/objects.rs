@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::{Namespace, Node};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::runtime::wait::{await_condition, conditions::is_deleted};
 use kube::{Api, Client, ResourceExt as _};
 use migration_controller::api::Handover;
@@ -15,6 +16,7 @@ use tokio::time::timeout;
 
 use crate::kubevirt::{
     PORTS_ANNOTATION, Port, VirtualMachineInstance, VirtualMachineInstanceMigration, names,
+    virtual_machine,
 };
 
 const MANAGER: &str = "scenarios";
@@ -92,24 +94,50 @@ pub(crate) fn vmi(
     serde_json::from_value(object).context("a VMI")
 }
 
-/// A migration of a VMI to a node, as `virtctl migrate --addedNodeSelector` makes it.
+/// A migration of a VMI to a node, as `virtctl migrate --addedNodeSelector` makes it and virt-api admits it: the real
+/// virt-controller leaves label and finalizer to virt-api.
 pub(crate) fn vmim(
     namespace: &str,
     name: &str,
     vm: &str,
     node: &str,
-) -> Result<VirtualMachineInstanceMigration> {
-    let object = json!({
-        "apiVersion": "kubevirt.io/v1",
-        "kind": "VirtualMachineInstanceMigration",
-        "metadata": {"namespace": namespace, "name": name},
-        "spec": {"vmiName": vm, "addedNodeSelector": {"kubernetes.io/hostname": node}},
-    });
-    serde_json::from_value(object).context("a migration")
+) -> VirtualMachineInstanceMigration {
+    let mut migration = VirtualMachineInstanceMigration::admitted(namespace, name, vm);
+    let selected = ("kubernetes.io/hostname".to_owned(), node.to_owned());
+    migration.spec.added_node_selector.extend([selected]);
+    migration
 }
 
-/// Deletes a VMI, if there is one, with the migrations that it owned, and returns once it is gone.
+/// A VirtualMachine that owns a VMI of its name, made unless it is there. Nobody runs it: that it exists is what others
+/// go by.
+pub(crate) async fn own(client: Client, vmi: &mut VirtualMachineInstance) -> Result<()> {
+    let (namespace, name) = (vmi.namespace().unwrap_or_default(), vmi.name_any());
+    let vms: Api<DynamicObject> = Api::namespaced_with(client, &namespace, &virtual_machine());
+    let object = json!({
+        "apiVersion": "kubevirt.io/v1",
+        "kind": "VirtualMachine",
+        "metadata": {"name": name},
+        "spec": {"runStrategy": "Manual", "template": {"spec": vmi.spec}},
+    });
+    let apply = PatchParams::apply(MANAGER);
+    let vm = vms.patch(&name, &apply, &Patch::Apply(object)).await;
+    let vm = vm.with_context(|| format!("create VM {namespace}/{name}"))?;
+    vmi.owner_references_mut().push(OwnerReference {
+        api_version: "kubevirt.io/v1".to_owned(),
+        kind: "VirtualMachine".to_owned(),
+        name,
+        uid: vm.uid().context("a VM without UID")?,
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    });
+    Ok(())
+}
+
+/// Deletes a VMI, if there is one, with its VM and the migrations that it owned, and returns once it is gone.
 pub(crate) async fn delete_vm(client: Client, namespace: &str, name: &str) -> Result<()> {
+    let owners: Api<DynamicObject> =
+        Api::namespaced_with(client.clone(), namespace, &virtual_machine());
+    unless_gone(owners.delete(name, &DeleteParams::default()).await)?;
     let vmis: Api<VirtualMachineInstance> = Api::namespaced(client.clone(), namespace);
     let what = || format!("delete VMI {namespace}/{name}");
     let Some(vmi) = vmis.get_opt(name).await.with_context(what)? else {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::api::{ApiResource, GroupVersionKind};
 use kube::{CustomResource, Resource as _, ResourceExt as _};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -36,6 +37,8 @@ pub mod names {
     pub const DOMAIN: &str = "kubevirt.io/domain";
     /// Annotation of a target pod, once its domain runs: when that was seen.
     pub const TARGET_READY_TIMESTAMP: &str = "kubevirt.io/migration-target-ready-timestamp";
+    /// Annotation of a pod: how much memory it has beyond the guest's.
+    pub const MEMORY_OVERHEAD_BYTES: &str = "kubevirt.io/memory-overhead-bytes";
     /// Annotation of a VMI that may migrate with a bridge on the pod network.
     pub const ALLOW_POD_BRIDGE_MIGRATION: &str =
         "kubevirt.io/allow-pod-bridge-network-live-migration";
@@ -145,7 +148,7 @@ pub struct VmiStatus {
     /// Where it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
-    /// UIDs of its pods that have not ended, with their nodes.
+    /// UIDs of its pods, those that have ended included, with their nodes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub active_pods: BTreeMap<String, String>,
     /// `Ready`, `LiveMigratable`, …
@@ -154,6 +157,9 @@ pub struct VmiStatus {
     /// The network cards as they are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Value>,
+    /// The SELinux context of its launcher; `none` where SELinux is absent. Unset, virt-controller makes no target pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux_context: Option<String>,
     /// The current migration, or the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration_state: Option<MigrationState>,
@@ -224,6 +230,10 @@ pub struct MigrationState {
     pub migration_uid: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration_configuration: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_memory_overhead: Option<String>,
     /// Everything else.
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -239,8 +249,17 @@ pub struct Condition {
     pub status: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_probe_time: Option<Time>,
+    /// Never left out: Go writes null where nothing is known, and virt-controller's patches test the whole status.
+    #[serde(default)]
+    pub last_transition_time: Option<Time>,
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+/// What a VMI may belong to: the lab needs no more of it than that it is there.
+pub fn virtual_machine() -> ApiResource {
+    let kind = GroupVersionKind::gvk("kubevirt.io", "v1", "VirtualMachine");
+    ApiResource::from_gvk(&kind)
 }
 
 /// The wish to migrate a VMI.
@@ -448,6 +467,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_condition_says_that_it_does_not_know_when_it_changed() {
+        let condition = serde_json::to_value(Condition::default()).unwrap();
+        assert_eq!(condition.get("lastTransitionTime"), Some(&Value::Null));
+    }
 
     #[test]
     fn what_is_not_understood_survives_a_round_trip() {

@@ -8,6 +8,9 @@ use std::time::Duration;
 /// an estimate where it says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delays {
+    /// From a pod's creation to its binding. Seen beside the real virt-controller: 58 ms, and phase Scheduling, in which
+    /// the pod has no node yet, 26 ms after the creation.
+    pub scheduling: Duration,
     /// From a pod's binding to its sandbox (CNI ADD). An estimate, as is [`Delays::containers`]: Kubernetes' own
     /// objective for both together, images present, is 5 s for 99 of 100 pods (SIG Scalability, "Pod startup
     /// latency"); an idle node takes one to two.
@@ -20,8 +23,8 @@ pub struct Delays {
     /// From a change of a domain to virt-handler's knowing: libvirt's event, virt-launcher's notification, informer
     /// and queue. An estimate: 30–500 ms.
     pub domain_notification: Duration,
-    /// From the domain-ready timestamp in the VMI to the target pod's annotation, which virt-controller writes. An
-    /// estimate: 50–1,000 ms after the resume, the notification included.
+    /// From the domain-ready timestamp in the VMI to the target pod's annotation, which virt-controller writes. Seen
+    /// beside the real one: 35 ms, of which the API and the queue here take some.
     pub ready_annotation: Duration,
     /// From the end of the copy to its acknowledgement (`endTimestamp`, `nodeName`). An estimate: 0.2 s to many.
     pub completion: Duration,
@@ -35,11 +38,12 @@ pub struct Delays {
 impl Default for Delays {
     fn default() -> Self {
         Self {
+            scheduling: Duration::from_millis(50),
             sandbox: Duration::from_millis(500),
             containers: Duration::from_millis(500),
             target_preparation: Duration::from_secs(1),
             domain_notification: Duration::from_millis(200),
-            ready_annotation: Duration::from_millis(100),
+            ready_annotation: Duration::from_millis(30),
             completion: Duration::from_millis(300),
             launcher_exit: Duration::from_secs(1),
             sandbox_teardown: Duration::from_millis(300),
@@ -50,6 +54,7 @@ impl Default for Delays {
 impl Delays {
     /// Nothing is waited for but the API and the domains.
     pub const NONE: Self = Self {
+        scheduling: Duration::ZERO,
         sandbox: Duration::ZERO,
         containers: Duration::ZERO,
         target_preparation: Duration::ZERO,

@@ -21,6 +21,9 @@ use super::{
     names, nics,
 };
 
+/// What virt-handler says of a node without SELinux (`pkg/virt-handler/vm.go`, `updateSELinuxContext`).
+const NO_SELINUX: &str = "none";
+
 /// The virt-handler of one node.
 pub(super) struct Handler<H> {
     context: Context<H>,
@@ -114,6 +117,7 @@ impl<H: Hypervisor> Handler<H> {
         let mut wanted = vmi.clone();
         let status = wanted.status.get_or_insert_default();
         status.phase = Some(VmiPhase::Running);
+        status.selinux_context = Some(NO_SELINUX.to_owned());
         status.conditions = ["Ready", "LiveMigratable"]
             .map(|type_| Condition {
                 type_: type_.into(),

@@ -15,10 +15,10 @@
 //! cluster.
 //!
 //! # A migration, in writes
-//! 1. migration `Pending`; its status gets the source pod.
+//! 1. migration `Pending`, with the source pod in the same write.
 //! 2. Target pod, with all labels of the VMI (`kubevirt.io/nodeName` names the **source**) and the migration's UID.
-//! 3. `Scheduling`, then, when the pod runs, `Scheduled`.
-//! 4. VMI: a fresh `migrationState` with source and target, label `kubevirt.io/migrationTargetNodeName`.
+//! 3. `Scheduling`, before the pod has a node; then, when it runs, `Scheduled`.
+//! 4. VMI: a fresh `migrationState` with source, target and configuration, label `kubevirt.io/migrationTargetNodeName`.
 //! 5. `PreparingTarget`. VMI: `targetNodeAddress` and ports. `TargetReady`.
 //! 6. Plugins' node hooks `PreMigrationSource` agree. The copy starts. VMI: `startTimestamp`, `mode`. `Running`. VMI: `targetNodeDomainDetected`.
 //! 7. The domain runs on the target. VMI: `targetNodeDomainReadyTimestamp`; target pod: its annotation.
@@ -30,8 +30,8 @@
 //! the target pod completes, then CNI DEL.
 //!
 //! # What is left out
-//! Plugins' other hooks and conditions, post-copy, hot-plugged volumes, migrations between clusters, persistent TPM and EFI state, evacuation (whoever evacuates
-//! makes a migration), and `VirtualMachine`s: VMIs are made directly.
+//! Plugins' other hooks and conditions, post-copy, hot-plugged volumes, migrations between clusters, persistent TPM and EFI
+//! state, evacuation (whoever evacuates makes a migration), and what drives `VirtualMachine`s: VMIs are made directly.
 
 mod api;
 mod context;
@@ -50,7 +50,7 @@ mod template;
 pub use api::{
     Condition, Devices, DomainSpec, Interface, MigrationState, Multus, Network, PhaseTransition,
     Unknown, VirtualMachineInstance, VirtualMachineInstanceMigration, VmiPhase, VmiSpec, VmiStatus,
-    VmimPhase, VmimSpec, VmimStatus, names,
+    VmimPhase, VmimSpec, VmimStatus, names, virtual_machine,
 };
 pub use controller::Limits;
 pub use delays::Delays;

@@ -14,6 +14,8 @@ use super::{VirtualMachineInstance, VirtualMachineInstanceMigration, names};
 const IMAGE: &str = "quay.io/kubevirt/virt-launcher:v1.9.0";
 /// KubeVirt adds 15 s twice to the 30 s that a VMI gets unless it says otherwise.
 const GRACE_SECONDS: i64 = 60;
+/// What virt-controller works out for a guest of this size, in bytes.
+const MEMORY_OVERHEAD: &str = "272629760";
 const HOSTNAME: &str = "kubernetes.io/hostname";
 const LABEL_VALUE_MAX: usize = 63;
 
@@ -40,6 +42,7 @@ pub(super) fn launcher(vmi: &VirtualMachineInstance) -> Pod {
         "compute".into(),
     );
     annotations.insert("kubevirt.io/migrationTransportUnix".into(), "true".into());
+    annotations.insert(names::MEMORY_OVERHEAD_BYTES.into(), MEMORY_OVERHEAD.into());
 
     let mut node_selector = BTreeMap::from([(names::SCHEDULABLE.to_owned(), "true".to_owned())]);
     node_selector.extend(vmi.spec.node_selector.clone());
@@ -53,11 +56,11 @@ pub(super) fn launcher(vmi: &VirtualMachineInstance) -> Pod {
             ..ObjectMeta::default()
         },
         spec: Some(PodSpec {
-            containers: vec![Container {
-                name: "compute".into(),
-                image: Some(IMAGE.into()),
-                ..Container::default()
-            }],
+            init_containers: Some(vec![Container {
+                restart_policy: Some("Always".into()),
+                ..container("guest-console-log")
+            }]),
+            containers: vec![container("compute")],
             node_selector: Some(node_selector),
             restart_policy: Some("Never".into()),
             termination_grace_period_seconds: Some(GRACE_SECONDS),
@@ -66,6 +69,16 @@ pub(super) fn launcher(vmi: &VirtualMachineInstance) -> Pod {
             ..PodSpec::default()
         }),
         status: None,
+    }
+}
+
+/// The second one is a side-car: a container that starts before the others and runs beside them
+/// (`pkg/virt-controller/services/serialconsolelog.go`).
+fn container(name: &str) -> Container {
+    Container {
+        name: name.into(),
+        image: Some(IMAGE.into()),
+        ..Container::default()
     }
 }
 

@@ -55,6 +55,24 @@ impl Subnet {
         }
     }
 
+    /// Its ranges, `<IPv4>,<IPv6>`.
+    pub fn cidrs(self) -> String {
+        let nic = self.nic("", 0);
+        let v4 = nic.v4.map(|(address, bits)| format!("{address}/{bits}"));
+        let v6 = nic.v6.map(|(address, bits)| format!("{address}/{bits}"));
+        [v4, v6].into_iter().flatten().collect::<Vec<_>>().join(",")
+    }
+
+    /// The addresses that nobody else has, for somebody who wants gateways: `<IPv4>,<IPv6>`.
+    pub fn gateways(self) -> String {
+        let addresses = self.nic("", 1);
+        let addresses: Vec<_> = addresses
+            .addresses()
+            .map(|address| address.to_string())
+            .collect();
+        addresses.join(",")
+    }
+
     /// The name of its logical switch.
     pub fn switch(self) -> String {
         format!("shared{}", self.0)

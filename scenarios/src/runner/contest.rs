@@ -155,6 +155,8 @@ impl<'a> Contest<'a> {
             agents: Vec::new(),
             target_stalls_ms: None,
             forge_at: None,
+            delete_old_pods_at: None,
+            restart_cni_at: None,
             // What it costs is the result, not a condition.
             expect: Expect {
                 max_duplicated: None,
@@ -246,6 +248,8 @@ fn scenarios(topology: Topology, strategies: &[Strategy]) -> Vec<Scenario> {
             about: String::new(),
             topology,
             strategy: Strategy::default(),
+            cni: None,
+            optimize: true,
             hook: scenario::Hook::default(),
             gateway: Gateway::default(),
             snat: false,
@@ -321,6 +325,7 @@ mod tests {
         let layout = |ports_of| Layout {
             topology: Topology::Routed,
             ports_of,
+            cni: None,
         };
         assert_eq!(
             names(&Strategy::ALL),

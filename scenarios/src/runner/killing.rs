@@ -29,6 +29,8 @@ pub(super) struct Killing {
     kill: Kill,
     /// Its VM keeps its egress for a while.
     keeps_egress: bool,
+    /// A CNI wipes the marks, whenever it writes the port's columns over.
+    wiped: bool,
     gate: Gate,
     controller: Arc<Mutex<Controller>>,
     ovn: Ovn,
@@ -47,6 +49,7 @@ impl Killing {
         Ok(Some(Self {
             kill,
             keeps_egress: migrate.expect.min_flip_ms.is_some(),
+            wiped: bench.scenario.cni.is_some(),
             gate,
             controller,
             ovn: bench.ovn.clone(),
@@ -62,7 +65,7 @@ impl Killing {
         controller.crash().await?;
         // Whoever writes is dead, so what is there is all that it has written.
         feeders::look(&self.ovn.now().await?, &followed, &moments);
-        let checks = in_place(at, self.keeps_egress, &moments);
+        let checks = in_place(at, self.keeps_egress, self.wiped, &moments);
         if let Some(restart_at) = restart_at {
             moments.wait(restart_at).await;
         }
@@ -72,7 +75,7 @@ impl Killing {
 }
 
 /// Nothing that comes after has been written.
-fn in_place(at: Moment, keeps_egress: bool, moments: &Moments) -> Checks {
+fn in_place(at: Moment, keeps_egress: bool, wiped: bool, moments: &Moments) -> Checks {
     let mut checks = Checks::default();
     let rank = |moment| match moment {
         // Egress is kept beyond the end of the migration.
@@ -80,6 +83,7 @@ fn in_place(at: Moment, keeps_egress: bool, moments: &Moments) -> Checks {
         moment => (moment, false),
     };
     let mut later: Vec<_> = WRITES.into_iter().filter(|w| rank(*w) > rank(at)).collect();
+    later.retain(|write| !(wiped && *write == Moment::Released));
     later.sort_by_key(|write| rank(*write));
     if let Some(next) = later.first() {
         checks.that(
@@ -99,12 +103,27 @@ mod tests {
 
     /// Whether a kill hit its place, by what had happened; `None` where there is no place to miss.
     fn hit(at: Moment, keeps_egress: bool, noted: &[Moment]) -> Option<bool> {
+        let checks = in_place(at, keeps_egress, false, &noting(noted)).0;
+        checks.first().map(Check::held)
+    }
+
+    fn noting(noted: &[Moment]) -> Moments {
         let moments = Moments::new();
         for moment in noted {
             moments.note(*moment, SystemTime::UNIX_EPOCH);
         }
-        let checks = in_place(at, keeps_egress, &moments).0;
-        checks.first().map(Check::held)
+        moments
+    }
+
+    #[test]
+    fn marks_that_a_cni_wiped_say_nothing_of_the_controllers_writes() {
+        let seen = noting(&[Moment::Armed, Moment::Released, Moment::Paused]);
+        let checks = |wiped| in_place(Moment::Paused, false, wiped, &seen).0;
+        assert!(!checks(false).first().is_some_and(Check::held));
+        assert!(checks(true).first().is_some_and(Check::held));
+        let settled = noting(&[Moment::Settled, Moment::Paused]);
+        let late = in_place(Moment::Paused, false, true, &settled).0;
+        assert!(!late.first().is_some_and(Check::held));
     }
 
     #[test]

@@ -30,6 +30,7 @@ use super::flows::{Flows, Known, Watched};
 use super::forging;
 use super::inside::{self, Awake, FirstFrame};
 use super::killing::Killing;
+use super::kube_ovn;
 use super::late::late;
 use super::moments::Moments;
 use super::place;
@@ -97,6 +98,7 @@ pub(super) async fn run(bench: &Bench<'_>, vm: &RunningVm, migrate: &Migrate) ->
     sleep(MARGIN).await;
     let mut disturbances = disturb(bench, &followed, migrate, killing, &moments);
     agents::disturb(bench, migrate, &moments, &mut disturbances)?;
+    kube_ovn::disturb(bench, &followed, migrate, &moments, &mut disturbances);
     disturbances.spawn(deceive(bench, vm, &followed, migrate, moments.clone())?);
     create(bench, &followed).await?;
     let ended = async {
@@ -188,7 +190,7 @@ async fn create(bench: &Bench<'_>, followed: &Followed) -> Result<()> {
     let migrations: Api<VirtualMachineInstanceMigration> =
         Api::namespaced(bench.cluster.client(), &followed.namespace);
     let vm = followed.domain.split_once('_').map_or("", |(_, name)| name);
-    let object = cluster::vmim(&followed.namespace, &followed.name, vm, &followed.target)?;
+    let object = cluster::vmim(&followed.namespace, &followed.name, vm, &followed.target);
     migrations
         .create(&PostParams::default(), &object)
         .await
@@ -437,7 +439,14 @@ async fn check(
     });
     for (name, before) in &vm.before {
         let now = bench.ovn.port(name);
-        checks::port(&mut checks, name, now.as_ref(), before, place);
+        checks::port(
+            &mut checks,
+            name,
+            now.as_ref(),
+            before,
+            place,
+            vm.layout.cni,
+        );
     }
     // Who moves no place sets does not have them wrong.
     if bench.strategy.is_segue() || vm.layout.ports_of == PortsOf::Pod {

@@ -18,6 +18,7 @@ mod forbidden;
 mod forging;
 mod inside;
 mod killing;
+mod kube_ovn;
 mod late;
 mod measure;
 mod migration;
@@ -271,6 +272,8 @@ impl<'a> Runner<'a> {
             let removed = vm::remove(client, &self.networks, scenario.topology, spec).await;
             checks.worked(format!("{} can be removed", spec.key()), &removed);
         }
+        let ended_cni = self.cluster.run_kube_ovn(None).await;
+        checks.worked("the CNI's controller ends", &ended_cni);
         let client = self.cluster.client();
         let deleted = policies::delete(client, &scenario.policies).await;
         checks.worked("the policies can be deleted", &deleted);
@@ -291,6 +294,9 @@ impl<'a> Runner<'a> {
     ) -> Result<()> {
         let segue = conduct::segue_of(scenario.strategy, agents::hook(scenario.hook));
         self.cluster.run_segue(segue).await?;
+        self.cluster
+            .run_kube_ovn(kube_ovn::settings(self.lab, scenario))
+            .await?;
         policies::apply(self.cluster.client(), &scenario.policies).await?;
         self.boot(scenario, vms, progress).await?;
         let baseline = self.baseline(vms.first(), progress).await?;

@@ -98,7 +98,7 @@ impl<'a> Networks<'a> {
         Ok(Network::Shared(switch.context("no such network")?))
     }
 
-    /// Adds the ports of a VM, but those of its pods, and returns its interfaces. `host` is the guest's
+    /// Adds the ports of a VM, but those of its pods and those that a CNI makes, and returns its interfaces. `host` is the guest's
     /// number in every subnet.
     pub(super) async fn add_ports(&self, layout: Layout, vm: &Vm, host: u8) -> Result<Vec<Nic>> {
         let mut nics = Vec::new();
@@ -113,7 +113,7 @@ impl<'a> Networks<'a> {
             let nic = match self.of_port(layout.topology, number)? {
                 Network::Shared(switch) => {
                     let nic = switch.subnet().nic(&lsp, host);
-                    if !of_pods {
+                    if !of_pods && layout.cni.is_none() {
                         switch.add_port(&nic, label).await?;
                     }
                     nic

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::cni::kube_ovn;
 use crate::lab::topology::Subnet;
 use crate::report::Check;
 use crate::scenario::{PortsOf, Topology};
@@ -14,9 +15,13 @@ use super::vm::RunningVm;
 /// Names of the port groups that each port is in.
 pub(super) type Groups = BTreeMap<String, BTreeSet<String>>;
 
-/// The port groups of a VM's ports.
+/// The port groups of a VM's ports, but those of nodes, which a CNI moves them in and out of.
 pub(super) fn groups(ovn: &Ovn, vm: &RunningVm) -> Groups {
-    let of = |port: &str| (port.to_owned(), ovn.groups(port));
+    let of = |port: &str| {
+        let mut groups = ovn.groups(port);
+        groups.retain(|group| vm.layout.cni.is_none() || !kube_ovn::is_of_node(group));
+        (port.to_owned(), groups)
+    };
     vm.ports().map(of).collect()
 }
 

@@ -65,6 +65,7 @@ impl<'a> SingleVm<'a> {
         let layout = Layout {
             topology: TOPOLOGY,
             ports_of: PortsOf::Vm,
+            cni: None,
         };
         let running =
             RunningVm::start(self.lab, client, &networks, &ovn, layout, host, spec).await?;

@@ -11,10 +11,11 @@ use kube::{Api, Client};
 use tokio::time::timeout;
 
 use crate::cluster::{self, VmPort};
+use crate::cni::kube_ovn;
 use crate::kubevirt::{VirtualMachineInstance, VmiPhase};
 use crate::lab::{Lab, Nic};
 use crate::report::Tried;
-use crate::scenario::{Family, FoundBy, Layout, PortsOf, Requested, Topology, Vm};
+use crate::scenario::{Cni, Family, FoundBy, Layout, PortsOf, Requested, Topology, Vm};
 
 use super::flows::of_family;
 use super::inside;
@@ -63,7 +64,7 @@ impl RunningVm {
                 lab.nbctl(["lsp-set-options", &nic.lsp, &option]).await?;
             }
         }
-        create_vmi(client, spec, &nics, own_ports(layout)).await?;
+        create_vmi(client, spec, &nics, layout).await?;
         let mut vm = Self {
             domain: format!("{}_{}", spec.namespace, spec.name),
             spec: spec.clone(),
@@ -172,7 +173,8 @@ fn own_ports(layout: Layout) -> usize {
     }
 }
 
-async fn create_vmi(client: Client, spec: &Vm, nics: &[Nic], of_pod: usize) -> Result<()> {
+async fn create_vmi(client: Client, spec: &Vm, nics: &[Nic], layout: Layout) -> Result<()> {
+    let of_pod = own_ports(layout);
     let ports: Vec<_> = nics
         .iter()
         .enumerate()
@@ -191,7 +193,11 @@ async fn create_vmi(client: Client, spec: &Vm, nics: &[Nic], of_pod: usize) -> R
         .collect();
     let (namespace, name) = (&spec.namespace, &spec.name);
     cluster::ensure_namespace(client.clone(), namespace).await?;
-    let object = cluster::vmi(namespace, name, spec.memory_mib, &ports)?;
+    let mut object = cluster::vmi(namespace, name, spec.memory_mib, &ports)?;
+    if let Some(Cni::KubeOvn) = layout.cni {
+        cluster::own(client.clone(), &mut object).await?;
+        kube_ovn::ask_for(&mut object, nics)?;
+    }
     cluster::cordon_all_but(client.clone(), Some(&spec.node)).await?;
     let booted = boot(client.clone(), spec, &object).await;
     cluster::cordon_all_but(client, None).await?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use dataplane_probe::run::MAX_RATE_HZ;
 
 use super::{
-    AgentFaultKind, Family, Flow, FoundBy, Gateway, Hook, Migrate, Opener, Peer, PortsOf,
+    AgentFaultKind, Cni, Family, Flow, FoundBy, Gateway, Hook, Migrate, Opener, Peer, PortsOf,
     Requested, Scenario, Step, Strategy, Topology,
 };
 
@@ -55,7 +55,7 @@ pub fn load(path: &Path) -> Result<Scenario, ScenarioError> {
 
 /// [`load`] for text that is in hand; `path` is for messages.
 pub(super) fn parse(path: &Path, text: &str) -> Result<Scenario, ScenarioError> {
-    let scenario: Scenario = serde_saphyr::from_str(text).map_err(|error| {
+    let mut scenario: Scenario = serde_saphyr::from_str(text).map_err(|error| {
         let place = error.location().map_or_else(String::new, |place| {
             format!("line {}, column {}: ", place.line(), place.column())
         });
@@ -72,6 +72,12 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Scenario, ScenarioError> 
         what,
         shown: None,
     })?;
+    for vm in &mut scenario.vms {
+        if let Some(Cni::KubeOvn) = scenario.cni {
+            vm.found_by = FoundBy::KubeOvnName;
+            vm.requested_chassis = Requested::Unset;
+        }
+    }
     Ok(scenario)
 }
 
@@ -95,6 +101,7 @@ fn check(scenario: &Scenario) -> Result<(), String> {
     }
     check_topology(scenario)?;
     check_strategy(scenario).map_err(|why| format!("strategy {}: {why}", scenario.strategy))?;
+    check_cni(scenario).map_err(|why| format!("cni: {why}"))?;
     check_agents(scenario)?;
     let mut names = BTreeSet::new();
     for vm in &scenario.vms {
@@ -210,6 +217,34 @@ fn check_own_strategy(migrate: &Migrate, scenario: &Scenario) -> Result<(), Stri
         )),
         _ => Ok(()),
     }
+}
+
+/// What goes with a CNI of the VMs' ports, and what only goes with one.
+fn check_cni(scenario: &Scenario) -> Result<(), String> {
+    if scenario.cni.is_none() {
+        let restarts = migrations(scenario).any(|migrate| migrate.restart_cni_at.is_some());
+        return match (scenario.optimize, restarts) {
+            (true, false) => Ok(()),
+            (false, _) => Err("there is none that optimizes, leave out optimize".to_owned()),
+            (_, true) => Err("there is no controller to restart".to_owned()),
+        };
+    }
+    if scenario.topology != Topology::Shared {
+        return Err("only with `topology: shared`".to_owned());
+    }
+    if !scenario.strategy.is_segue() {
+        return Err("it writes beside segue, leave out the strategy of others".to_owned());
+    }
+    for vm in &scenario.vms {
+        let own = vm.found_by != FoundBy::default() || vm.requested_chassis != Requested::default();
+        if own {
+            let name = &vm.name;
+            return Err(format!(
+                "VM {name}: found_by and requested_chassis follow from it, leave them out"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn migrations(scenario: &Scenario) -> impl Iterator<Item = &Migrate> {

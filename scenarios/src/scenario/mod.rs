@@ -31,6 +31,13 @@ pub struct Scenario {
     /// Who hands the VMs' ports over.
     #[serde(default)]
     pub strategy: Strategy,
+    /// Whose the VMs' ports are, where they are a CNI's: its controller makes them, and writes to them beside segue. They
+    /// are found by their names, and nothing is requested of them before.
+    #[serde(default)]
+    pub cni: Option<Cni>,
+    /// Whether that CNI hands ports over by itself (Kube-OVN's `--enable-live-migration-optimize`).
+    #[serde(default = "defaults::optimize")]
+    pub optimize: bool,
     /// How the gate is to be, where not as shipped; with `strategy: segue`.
     #[serde(default)]
     pub hook: Hook,
@@ -89,6 +96,14 @@ pub enum PortsOf {
     Pod,
 }
 
+/// A CNI whose controller writes to the ports of VMs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cni {
+    /// Kube-OVN.
+    KubeOvn,
+}
+
 /// How VMs' networks are laid out, and whose the ports are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
@@ -96,6 +111,8 @@ pub struct Layout {
     pub topology: Topology,
     /// Whose the ports are.
     pub ports_of: PortsOf,
+    /// The CNI that makes the VMs' ports; the runner does where there is none.
+    pub cni: Option<Cni>,
 }
 
 impl Scenario {
@@ -107,6 +124,7 @@ impl Scenario {
                 Strategy::OvnKubernetes => PortsOf::Pod,
                 _ => self.ports_of,
             },
+            cni: self.cni,
         }
     }
 }
@@ -239,6 +257,12 @@ pub struct Migrate {
     /// machine. With `strategy: segue`.
     #[serde(default)]
     pub forge_at: Option<Moment>,
+    /// Delete the pods that the VM has left in earlier migrations.
+    #[serde(default)]
+    pub delete_old_pods_at: Option<Moment>,
+    /// End the CNI's controller, with all that it remembers, and start it again; with `cni`.
+    #[serde(default)]
+    pub restart_cni_at: Option<Moment>,
     /// What must come of it.
     #[serde(default)]
     pub expect: Expect,
@@ -339,6 +363,10 @@ pub struct Forge {
 mod defaults {
     pub(super) fn namespace() -> String {
         "demo".to_owned()
+    }
+
+    pub(super) fn optimize() -> bool {
+        true
     }
 
     pub(super) fn ports() -> u8 {

@@ -152,7 +152,7 @@ async fn a_migration_walks_through_the_states_of_kubevirt() {
         &migration.uid().unwrap(),
     );
 
-    let source = last.source_pod.unwrap();
+    let source = last.source_pod.clone().unwrap();
     cluster
         .wait_pod(&source, |pod| pod_phase(pod) == Some("Succeeded"))
         .await;
@@ -162,6 +162,8 @@ async fn a_migration_walks_through_the_states_of_kubevirt() {
             pod.labels()[names::NODE_NAME] == "b"
         })
         .await;
+    let vmi = cluster.wait_vmi("vm0", |_| true).await;
+    assert_as_the_real_one_left_it(&vmi, &target, &last);
     let ready = &target.annotations()[names::TARGET_READY_TIMESTAMP];
     assert!(
         ready.ends_with(" +0000 UTC") && ready.len() == "2026-09-01 10:00:11 +0000 UTC".len(),
@@ -180,6 +182,22 @@ async fn a_migration_walks_through_the_states_of_kubevirt() {
         );
     }
     cluster.stop().await;
+}
+
+/// What the real virt-controller and virt-handler were seen to leave.
+fn assert_as_the_real_one_left_it(vmi: &VirtualMachineInstance, pod: &Pod, state: &MigrationState) {
+    let status = vmi.status.as_ref().unwrap();
+    assert_eq!(status.selinux_context.as_deref(), Some("none"));
+    let pods = &status.active_pods;
+    assert_eq!(pods.len(), 2, "the one that has ended stays among them");
+    let side_cars = pod
+        .status
+        .as_ref()
+        .unwrap()
+        .init_container_statuses
+        .as_ref();
+    assert_eq!(side_cars.unwrap().len(), 1, "the console's");
+    assert!(state.migration_configuration.is_some() && state.target_memory_overhead.is_some());
 }
 
 type Step = fn(&VirtualMachineInstance) -> bool;
@@ -581,10 +599,10 @@ async fn a_target_that_fits_nowhere_fails_the_migration_and_a_busy_hypervisor_is
         [VmimPhase::Pending, VmimPhase::Scheduling, VmimPhase::Failed]
     );
     let events = cluster.events_on(&migration_uid).await;
-    assert!(
-        events.iter().any(|event| event == "FailedMigration"),
-        "{events:?}"
-    );
+    for reason in ["migrationTargetPodUnschedulable", "FailedMigration"] {
+        let told = events.iter().any(|event| event == reason);
+        assert!(told, "{reason} in {events:?}");
+    }
 
     cluster.nodes().uncordon("b").await.unwrap();
     cluster.fake.refuse_preparations(1);

@@ -30,6 +30,9 @@ const ROOM_INTERVAL: Duration = Duration::from_secs(5);
 /// And this often whether another pod of the same VMI has ended.
 const PODS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The reason of the Event that tells of a target without a node (`pkg/controller/controller.go`).
+const UNSCHEDULABLE: &str = "migrationTargetPodUnschedulable";
+
 pub(super) struct Migrations<H> {
     pub(super) context: Arc<Context<H>>,
     pub(super) limits: Limits,
@@ -293,6 +296,16 @@ impl<H: Hypervisor> Migrations<H> {
             condition.type_ == "PodScheduled"
                 && condition.reason.as_deref() == Some("Unschedulable")
         });
+        if unschedulable {
+            let note = format!(
+                "Migration target pod for VMI [{}/{}] is currently unschedulable.",
+                namespace(pod),
+                migration.spec.vmi_name
+            );
+            self.context
+                .event(migration, EventType::Warning, UNSCHEDULABLE, note)
+                .await;
+        }
         let (limit, word) = if unschedulable {
             (self.limits.unschedulable, "unschedulable")
         } else {
@@ -332,6 +345,8 @@ impl<H: Hypervisor> Migrations<H> {
             source_pod,
             target_node: pod.node().map(ToOwned::to_owned),
             target_pod: Some(pod.name_any()),
+            migration_configuration: Some(configuration(self.limits)),
+            target_memory_overhead: pod.annotations().get(names::MEMORY_OVERHEAD_BYTES).cloned(),
             ..MigrationState::default()
         };
         let mut labels = vmi.labels().clone();
@@ -461,4 +476,21 @@ impl<H: Hypervisor> Migrations<H> {
         }
         Ok(())
     }
+}
+
+/// What holds for a migration where neither the KubeVirt object nor a policy says otherwise
+/// (`pkg/virt-config/configuration.go`).
+fn configuration(limits: Limits) -> serde_json::Value {
+    json!({
+        "parallelMigrationsPerCluster": limits.per_cluster,
+        "parallelOutboundMigrationsPerNode": limits.per_node,
+        "bandwidthPerMigration": "0",
+        "completionTimeoutPerGiB": 150,
+        "progressTimeout": 150,
+        "allowAutoConverge": false,
+        "allowPostCopy": false,
+        "allowWorkloadDisruption": false,
+        "unsafeMigrationOverride": false,
+        "disableTLS": false,
+    })
 }

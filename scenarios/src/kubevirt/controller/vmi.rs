@@ -88,8 +88,7 @@ pub(super) fn current_pod<'a>(vmi: &VirtualMachineInstance, pods: &'a [Pod]) -> 
 }
 
 fn active_pods(pods: &[Pod]) -> BTreeMap<String, String> {
-    let active = pods.iter().filter(|pod| !pod.is_down());
-    active
+    pods.iter()
         .filter_map(|pod| Some((pod.uid()?, pod.node().unwrap_or_default().to_owned())))
         .collect()
 }

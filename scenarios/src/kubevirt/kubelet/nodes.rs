@@ -16,6 +16,8 @@ use super::{
 };
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
+/// The architecture that VMIs ask for, by Kubernetes' name for it.
+const ARCH: (&str, &str) = ("kubernetes.io/arch", "amd64");
 const RETRY: Duration = Duration::from_millis(200);
 
 impl<H: Hypervisor> Kubelet<H> {
@@ -49,7 +51,11 @@ impl<H: Hypervisor> Kubelet<H> {
 }
 
 fn object(node: &NodeSpec) -> Value {
-    let mut labels = BTreeMap::from([(HOSTNAME, node.name.as_str()), (names::SCHEDULABLE, "true")]);
+    let mut labels = BTreeMap::from([
+        ARCH,
+        (HOSTNAME, node.name.as_str()),
+        (names::SCHEDULABLE, "true"),
+    ]);
     labels.extend(
         node.labels
             .iter()

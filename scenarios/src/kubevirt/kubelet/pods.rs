@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::{
     Resource as _, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
@@ -38,7 +38,7 @@ pub(super) async fn reconcile<H: Hypervisor>(
     let Some(node) = pod.node() else {
         if pod.metadata.deletion_timestamp.is_some() {
             kubelet.remove(&pod).await?;
-        } else if !kubelet.schedule(&pod).await? {
+        } else if !kubelet.place(&pod).await? {
             // A node, a label or a pod that goes may change that; the scheduler flushes such pods back now and then.
             return Ok(Action::requeue(std::time::Duration::from_secs(1)));
         }
@@ -78,6 +78,12 @@ pub(super) async fn reconcile<H: Hypervisor>(
 }
 
 impl<H: Hypervisor> Kubelet<H> {
+    /// Binds a pod that has no node yet, as late as the scheduler would.
+    async fn place(&self, pod: &Pod) -> Result<bool, Error> {
+        sleep(self.context.launchers.delays().scheduling).await;
+        self.schedule(pod).await
+    }
+
     /// The sandbox: CNI ADD. The change of the launcher brings the next round.
     async fn start(&self, pod: &Pod, node: &str) -> Result<(), Error> {
         let Some(vmi) = self.vmi_of(pod).await? else {
@@ -198,11 +204,13 @@ fn running(pod: &Pod, nics: &[Nic]) -> Value {
         .iter()
         .map(|ip| json!({"ip": ip}))
         .collect();
+    let state = json!({"running": {"startedAt": now()}});
     let mut status = json!({
         "phase": "Running",
         "startTime": now(),
         "conditions": conditions("True", None),
-        "containerStatuses": containers(pod, true, &json!({"running": {"startedAt": now()}})),
+        "containerStatuses": containers(pod, true, &state),
+        "initContainerStatuses": side_cars(pod, true, &state),
     });
     if let Some(first) = addresses.first() {
         status["podIP"] = first["ip"].clone();
@@ -212,12 +220,14 @@ fn running(pod: &Pod, nics: &[Nic]) -> Value {
 }
 
 fn succeeded(pod: &Pod) -> Value {
+    let state = json!({"terminated": {
+        "exitCode": 0, "reason": "Completed", "finishedAt": now(),
+    }, "running": null});
     json!({
         "phase": "Succeeded",
         "conditions": conditions("False", Some("PodCompleted")),
-        "containerStatuses": containers(pod, false, &json!({"terminated": {
-            "exitCode": 0, "reason": "Completed", "finishedAt": now(),
-        }, "running": null})),
+        "containerStatuses": containers(pod, false, &state),
+        "initContainerStatuses": side_cars(pod, false, &state),
     })
 }
 
@@ -229,6 +239,20 @@ fn conditions(ready: &str, reason: Option<&str>) -> Vec<Value> {
 
 fn containers(pod: &Pod, ready: bool, state: &Value) -> Vec<Value> {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    statuses(containers, ready, state)
+}
+
+/// Init containers that run beside the others: there are no others here.
+fn side_cars(pod: &Pod, ready: bool, state: &Value) -> Vec<Value> {
+    let side_cars = pod.spec.iter().flat_map(|spec| &spec.init_containers);
+    statuses(side_cars.flatten(), ready, state)
+}
+
+fn statuses<'a>(
+    containers: impl Iterator<Item = &'a Container>,
+    ready: bool,
+    state: &Value,
+) -> Vec<Value> {
     containers
         .map(|container| {
             json!({

@@ -278,6 +278,46 @@ fn agents_have_faults_and_they_end() {
 }
 
 #[test]
+fn a_cnis_ports_are_named_as_it_names_them() {
+    let cni = "name: one\ncni: kube-ovn\noptimize: false\n";
+    let text = GOOD.replace("name: one\n", cni);
+    let text = text.replace("to: node2", "to: node2, restart_cni_at: paused");
+    let scenario = parse(Path::new("x.yaml"), &text).unwrap();
+    assert_eq!(scenario.layout().cni, Some(Cni::KubeOvn));
+    assert!(!scenario.optimize);
+    let vm = &scenario.vms[0];
+    assert_eq!(vm.found_by, FoundBy::KubeOvnName);
+    assert_eq!(vm.requested_chassis, Requested::Unset);
+    for (from, to, needle) in [
+        (
+            "cni: kube-ovn\noptimize: false\n",
+            "",
+            "no controller to restart",
+        ),
+        ("cni: kube-ovn\n", "", "leave out optimize"),
+        ("cni: kube-ovn", "cni: calico", "calico"),
+        (
+            "cni: kube-ovn",
+            "cni: kube-ovn\nstrategy: clone",
+            "beside segue",
+        ),
+        (
+            "cni: kube-ovn",
+            "cni: kube-ovn\ntopology: routed",
+            "topology: shared",
+        ),
+        (
+            "node: node1",
+            "node: node1, found_by: nothing",
+            "leave them out",
+        ),
+    ] {
+        let message = error(&text.replace(from, to));
+        assert!(message.contains(needle), "{message}");
+    }
+}
+
+#[test]
 fn one_vm_moves_once_at_a_time() {
     let text = GOOD.replace(
         "migrate: {vm: web, to: node2}",

@@ -58,7 +58,8 @@ impl<H: Hypervisor> Migrations<H> {
                 status.conditions.push(abort_requested());
             }
             note_transition(migration.phase(), status);
-            if migration.phase() == Some(VmimPhase::Pending)
+            // In one write with phase Pending: `SetSourcePod` looks at the phase that is about to be written.
+            if status.phase == Some(VmimPhase::Pending)
                 && let Some(pod) = super::current_pod(&observed.vmi, &observed.pods)
             {
                 status.migration_state.get_or_insert_default().source_pod = Some(pod.name_any());

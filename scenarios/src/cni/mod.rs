@@ -1,0 +1,3 @@
+//! CNIs whose controllers write to a VM's ports beside segue.
+
+pub mod kube_ovn;
