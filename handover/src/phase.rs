@@ -135,13 +135,9 @@ impl fmt::Display for Waiting {
                  external_ids:segue.io/vm=<namespace>/<name>, or name it as Kube-OVN does",
             ),
             Self::Source => f.write_str(
-                "the source node maps to no chassis: none in the Southbound has its name or \
-                 hostname, and the Node has no k8s.ovn.org/node-chassis-id",
+                "KubeVirt has not said yet which node the guest leaves, or no chassis is known of it",
             ),
-            Self::Target => f.write_str(
-                "the target pod has no node yet, or its node maps to no chassis (by name, by \
-                 hostname, or by the Node's k8s.ovn.org/node-chassis-id)",
-            ),
+            Self::Target => f.write_str("the target pod is not scheduled to a node yet"),
             Self::EarlierMigration => f.write_str(
                 "what KubeVirt has said of this VM is from before an earlier migration of it was \
                  over; nothing is prepared before it says where the guest is",

@@ -72,6 +72,12 @@ pub const FIELD_MANAGER: &str = "segue-migration-controller";
         description = "What the handover waits for; the whole sentence with -o wide"
     ),
     printcolumn(
+        name = "Degraded",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Degraded\")].reason",
+        description = "What a person should look at; AsExpected where that is nothing"
+    ),
+    printcolumn(
         name = "Since",
         type_ = "date",
         json_path = ".status.phaseSince",

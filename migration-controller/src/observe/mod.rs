@@ -70,6 +70,8 @@ pub(crate) struct Observation {
     pub(crate) failure: Option<String>,
     /// Ports whose marks cannot be read. They are left alone.
     pub(crate) damaged: Vec<(PortName, MarkError)>,
+    /// Why an end of the migration is no chassis.
+    pub(crate) unmapped: Option<String>,
     /// Why routes cannot follow the guest, where there are some that should.
     pub(crate) hindrance: Option<String>,
     /// Why what is decided cannot be carried out.
@@ -158,6 +160,7 @@ pub(crate) fn observe(
         ending,
         failure: state.and_then(failure),
         damaged,
+        unmapped: None,
         hindrance: None,
         obstacle: None,
         recheck: recheck.min(),

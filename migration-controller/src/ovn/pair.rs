@@ -445,6 +445,17 @@ impl Target {
         if !addresses(&making.source.addresses).is_subset(&addresses(&present.addresses)) {
             return Err(other("it does not have the same addresses"));
         }
+        let macs = |texts: &[String]| -> BTreeSet<String> {
+            let macs = texts
+                .iter()
+                .filter_map(|text| text.split_whitespace().next());
+            macs.filter(|word| word.contains(':'))
+                .map(str::to_ascii_lowercase)
+                .collect()
+        };
+        if !macs(&making.source.addresses).is_subset(&macs(&present.addresses)) {
+            return Err(other("it does not have the same MAC"));
+        }
         let ids = &present.external_ids;
         let vm = self.vm.to_string();
         let of_another = ids.get(VM).is_some_and(|label| *label != vm);

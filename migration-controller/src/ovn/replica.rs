@@ -202,8 +202,8 @@ impl Databases {
         };
         let disputed = addresses.iter().filter(is_disputed).copied().collect();
         let chassis_of = |node: &str| {
-            let chassis = chassis_of(sb, self.chassis_by_name, node, owners)?;
-            Some(chassis.name)
+            let chassis = chassis_of(sb, self.chassis_by_name, node, owners);
+            Some(chassis.ok()?.name)
         };
         let disputed: BTreeSet<_> = disputed;
         let held = Held {
@@ -271,38 +271,79 @@ fn southbound() -> ReplicaBuilder {
         .table::<ChassisPrivate>()
 }
 
+/// What a chassis is found by: its name, its hostname, and that without its domain.
 fn chassis_names(chassis: &Chassis) -> BTreeSet<String> {
-    let names = [&chassis.name, &chassis.hostname];
+    let names = [&chassis.name, &chassis.hostname].map(String::as_str);
+    let names = names.into_iter().chain([short(&chassis.hostname)]);
     names
-        .into_iter()
         .filter(|name| !name.is_empty())
-        .cloned()
+        .map(str::to_owned)
         .collect()
 }
 
-/// The chassis that is called this, by name or hostname.
-///
-/// A name outranks a hostname: names are unique, hostnames need not be.
-fn chassis(
-    sb: &Snapshot,
-    by_name: Index<Chassis, String>,
-    name: &str,
-) -> Option<handover::Chassis> {
-    let found = sb.lookup(&by_name, name);
-    let named = found.iter().find(|(_, chassis)| chassis.name == name);
-    let (_, chassis) = named.or(found.first())?;
-    Some(handover::Chassis::new(&chassis.name, &chassis.hostname))
+/// A hostname without its domain.
+fn short(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
 }
 
-/// The chassis that is called like a node, else the one that the node names.
+/// Why a node is no chassis.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unmapped {
+    /// Nothing in the Southbound is called like it.
+    #[error(
+        "no chassis in the Southbound has its name or hostname: name its chassis with the Node's \
+         annotation k8s.ovn.org/node-chassis-id"
+    )]
+    None,
+    /// Several are.
+    #[error(
+        "chassis {} have its hostname: remove those that are no more, or name its chassis with the \
+         Node's annotation k8s.ovn.org/node-chassis-id",
+        .0.join(" and ")
+    )]
+    Several(Vec<String>),
+}
+
+/// The chassis of a node: the one that the node itself names, else the one of its name, else the only
+/// one of its hostname, else the only one whose hostname is the node's but for a domain that one of
+/// both lacks. Hostnames need not be unique: a node that was installed anew leaves its old chassis
+/// behind.
 fn chassis_of(
     sb: &Snapshot,
     by_name: Index<Chassis, String>,
     node: &str,
     owners: &impl Owners,
-) -> Option<handover::Chassis> {
-    let annotated = || chassis(sb, by_name, &owners.chassis_of(node)?);
-    chassis(sb, by_name, node).or_else(annotated)
+) -> Result<handover::Chassis, Unmapped> {
+    let found = |name: &str| sb.lookup(&by_name, name);
+    let annotated = owners.chassis_of(node);
+    let named = annotated.as_deref().into_iter().chain([node]);
+    let named = named.filter_map(|name| {
+        let mut found = found(name).into_iter();
+        found.find(|(_, chassis)| chassis.name == name)
+    });
+    if let Some((_, chassis)) = named.into_iter().next() {
+        return Ok(handover::Chassis::new(&chassis.name, &chassis.hostname));
+    }
+    let is_same = |hostname: &str| {
+        let lacks_domain = hostname == short(hostname) || node == short(node);
+        lacks_domain && short(hostname) == short(node)
+    };
+    let mut candidates = found(node);
+    candidates.retain(|(_, chassis)| chassis.hostname == node);
+    if candidates.is_empty() {
+        candidates = found(short(node));
+        candidates.retain(|(_, chassis)| is_same(&chassis.hostname));
+    }
+    match &candidates[..] {
+        [] => Err(Unmapped::None),
+        [(_, only)] => Ok(handover::Chassis::new(&only.name, &only.hostname)),
+        several => Err(Unmapped::Several(
+            several
+                .iter()
+                .map(|(_, chassis)| chassis.name.clone())
+                .collect(),
+        )),
+    }
 }
 
 // === impl View ===
@@ -314,7 +355,11 @@ impl View {
     }
 
     /// The chassis of a node.
-    pub(crate) fn chassis_of(&self, node: &str, owners: &impl Owners) -> Option<handover::Chassis> {
+    pub(crate) fn chassis_of(
+        &self,
+        node: &str,
+        owners: &impl Owners,
+    ) -> Result<handover::Chassis, Unmapped> {
         chassis_of(&self.sb, self.chassis_by_name, node, owners)
     }
 

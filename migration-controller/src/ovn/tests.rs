@@ -400,12 +400,85 @@ async fn a_view_joins_both_databases() {
         BTreeMap::from([("c1".into(), 3), ("c2".into(), 3)])
     );
     let chassis = handover::Chassis::new("c1", "host-c1");
-    assert_eq!(view.chassis_of("c1", &Everybody).as_ref(), Some(&chassis));
+    assert_eq!(view.chassis_of("c1", &Everybody).as_ref(), Ok(&chassis));
     assert_eq!(
         view.chassis_of("host-c1", &Everybody).as_ref(),
-        Some(&chassis)
+        Ok(&chassis)
     );
-    assert_eq!(view.chassis_of("c7", &Everybody), None);
+    assert_eq!(view.chassis_of("c7", &Everybody), Err(Unmapped::None));
+}
+
+/// Every node names chassis `c2` as its own.
+struct Annotated;
+
+impl Owners for Annotated {
+    fn knows(&self, _: &VmName) -> bool {
+        false
+    }
+
+    fn chassis_of(&self, _: &str) -> Option<String> {
+        Some("c2".into())
+    }
+}
+
+#[tokio::test]
+async fn a_nodes_chassis_is_the_one_it_names_or_the_only_one_that_is_called_like_it() {
+    let lab = Lab::start().await;
+    let mut tx = Transaction::new();
+    for (name, hostname) in [
+        ("c1", "n1"),
+        ("c2", "n1"),
+        ("c3", "n3.example.com"),
+        ("c4", "n4.example.com"),
+        ("c5", "n4.example.org"),
+        ("c6", "n6"),
+    ] {
+        let encap = Row::new()
+            .set("type", "geneve")
+            .set("ip", format!("192.0.2.{}", &name[1..]))
+            .set("chassis_name", name);
+        let encap = tx.insert("Encap", encap);
+        let row = Row::new()
+            .set("name", name)
+            .set("hostname", hostname)
+            .set("encaps", encap);
+        tx.insert("Chassis", row);
+    }
+    lab.southbound.transact(SOUTHBOUND, tx).await.unwrap();
+    let view = lab
+        .until(|view| view.chassis_of("c6", &Everybody).is_ok())
+        .await;
+    let name = |node: &str| view.chassis_of(node, &Everybody).map(|found| found.name);
+    let several = |names: [&str; 2]| Err(Unmapped::Several(names.map(Into::into).into()));
+    // A node that was installed anew has two chassis of its hostname.
+    assert_eq!(name("n1").map_err(sorted), several(["c1", "c2"]));
+    let named = view.chassis_of("n1", &Annotated).unwrap();
+    assert_eq!(named.name, "c2", "the annotation outranks the hostname");
+    assert_eq!(
+        name("n3").as_deref(),
+        Ok("c3"),
+        "one short name, one chassis"
+    );
+    assert_eq!(name("n3.example.com").as_deref(), Ok("c3"));
+    assert_eq!(
+        name("n3.example.org"),
+        Err(Unmapped::None),
+        "another domain"
+    );
+    assert_eq!(name("n4").map_err(sorted), several(["c4", "c5"]));
+    assert_eq!(name("n6.example.com").as_deref(), Ok("c6"));
+    let said = name("n1").unwrap_err().to_string();
+    assert!(said.contains("c1") && said.contains("annotation"), "{said}");
+}
+
+fn sorted(unmapped: Unmapped) -> Unmapped {
+    match unmapped {
+        Unmapped::Several(mut names) => {
+            names.sort();
+            Unmapped::Several(names)
+        }
+        Unmapped::None => Unmapped::None,
+    }
 }
 
 #[tokio::test]

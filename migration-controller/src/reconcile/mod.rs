@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::agents::Hub;
-use crate::api::{Moment, RoutingMode};
+use crate::api::{HandoverSpec, Moment, RoutingMode};
 use crate::cluster::{Cluster, Kind, Listener, VmObjects};
 use crate::metrics::Metrics;
 use crate::observe::{Inputs, Observation, observe, preflight};
@@ -393,6 +393,7 @@ impl Reconciler {
                 learned: &learned,
             };
             let mut seen = observe(&inputs, &mut record.spec, &mut record.status);
+            seen.unmapped = self.unmapped(&view, &record.spec);
             seen.hindrance = hindrance::hindrance(&seen, &view.places, settings.mode, router);
             looked.push(Looked {
                 before: before.status.phase,
@@ -444,7 +445,17 @@ impl Reconciler {
     }
 
     fn chassis_of(&self, view: &View, node: &str) -> Option<handover::Chassis> {
-        view.chassis_of(node, &*self.cluster)
+        view.chassis_of(node, &*self.cluster).ok()
+    }
+
+    /// Why an end of the migration is no chassis.
+    fn unmapped(&self, view: &View, spec: &HandoverSpec) -> Option<String> {
+        let ends = [("source", &spec.source), ("target", &spec.target)];
+        ends.into_iter().find_map(|(end, place)| {
+            let place = place.as_ref().filter(|place| place.chassis.is_none())?;
+            let why = view.chassis_of(&place.node, &*self.cluster).err()?;
+            Some(format!("{end} node {} is no chassis: {why}", place.node))
+        })
     }
 
     /// Sees to it that the routes of a guest that no migration moves lead to where it is.

@@ -38,7 +38,10 @@ impl News {
         let armed = status.step(crate::api::TimelineStep::Armed).is_some()
             || status.step(crate::api::TimelineStep::Settled).is_some();
         let (reason, note) = match status.phase {
-            Phase::Pending => ("NetworkPending", format!("network handover: {message}")),
+            Phase::Pending => (
+                "NetworkPending",
+                format!("the network is prepared when more is known: {message}"),
+            ),
             Phase::Preparing => (
                 "NetworkPreparing",
                 format!("preparing the network on {target} for the guest of {source}: {ports}"),
@@ -71,6 +74,10 @@ impl News {
             Phase::RollingBack => (
                 "NetworkRollingBack",
                 format!("{why}; {source} becomes the only place of {ports} again"),
+            ),
+            Phase::RolledBack if why == GUEST_GONE => (
+                "NetworkReleased",
+                format!("{why}; nothing of the handover is left on its ports: {ports}"),
             ),
             Phase::RolledBack if armed => (
                 "NetworkRolledBack",

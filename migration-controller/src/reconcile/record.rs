@@ -211,7 +211,12 @@ impl Record {
             .waiting
             .as_ref()
             .map(|waiting| word(waiting).to_owned());
-        self.status.message = decision.waiting.as_ref().map(ToString::to_string);
+        self.status.message = decision.waiting.as_ref().map(|waiting| match waiting {
+            Waiting::Source | Waiting::Target if seen.unmapped.is_some() => {
+                seen.unmapped.clone().unwrap_or_default()
+            }
+            waiting => waiting.to_string(),
+        });
         self.status.failure_reason = failure(decision, seen);
         if decision.phase.is_final() && !decision.superseded {
             self.find_end(seen, now);
@@ -271,16 +276,16 @@ impl Record {
                 waiting.unwrap_or_else(|| phase.to_string()),
             )),
             // What was proved before the guest moved is history; what was not stays unproved.
-            _ => None,
+            _ => self.was_prepared(),
         };
         if let Some((status, reason)) = prepared {
-            self.set(
-                ConditionType::Prepared,
-                status,
-                &reason,
-                message.clone(),
-                now,
-            );
+            let waits = matches!(phase, Phase::Ready | Phase::Pending | Phase::Preparing);
+            let said = match (waits, status) {
+                (true, _) => message.clone(),
+                (false, ConditionStatus::True) => "it was before the guest moved".to_owned(),
+                (false, _) => "it was not before the migration was over".to_owned(),
+            };
+            self.set(ConditionType::Prepared, status, &reason, said, now);
         }
         self.complete(now);
         let trouble = seen
@@ -298,7 +303,7 @@ impl Record {
                 Some(
                     waiting @ (Waiting::ForeignRequest { .. } | Waiting::BoundElsewhere { .. }),
                 ) => Some((word(waiting), message.clone())),
-                _ if phase == Phase::Failed => Some(("Failed", message)),
+                _ if phase == Phase::Failed => Some((FAILED, message)),
                 _ => None,
             });
         if trouble.is_none() && decision.write.is_some() && self.cannot_write() {
@@ -308,6 +313,12 @@ impl Record {
         let trouble = trouble.or_else(|| left_out(decision));
         let hindered = || Some((ROUTES_STAY, seen.hindrance.clone()?));
         self.degrade(trouble.or_else(hindered), now);
+    }
+
+    /// What is said of a target once its guest has moved, or is not going to: what was so before.
+    fn was_prepared(&self) -> Option<(ConditionStatus, String)> {
+        let before = Condition::find(&self.status.conditions, ConditionType::Prepared)?;
+        Some((before.status, before.reason.clone()))
     }
 
     fn complete(&mut self, now: Moment) {
@@ -343,7 +354,9 @@ impl Record {
             );
             return;
         };
-        if !known || (only_stay && reason != ROUTES_STAY) {
+        // That the handover failed is told by the phase.
+        let told = reason == FAILED;
+        if !told && (!known || (only_stay && reason != ROUTES_STAY)) {
             self.news.push(News::trouble(message.clone()));
         }
         self.set(
@@ -409,7 +422,9 @@ impl Record {
     }
 }
 
-pub(super) const GUEST_GONE: &str = "the guest is gone";
+pub(super) const GUEST_GONE: &str = "the VM is gone";
+/// Reason of a record whose port is not where the guest runs.
+const FAILED: &str = "Failed";
 /// Reason of a record whose write the database does not take.
 const CANNOT_WRITE: &str = "CannotWrite";
 /// Reason of a record whose routes cannot follow the guest.
@@ -422,12 +437,16 @@ fn failure(decision: &Decision, seen: &Observation) -> Option<String> {
     }
     match (&decision.phase, &seen.ending) {
         (Phase::Failed, _) => {
-            Some("the port could not be bound where the guest runs in time".into())
+            Some("the guest runs, and not all of its ports are where it is".into())
         }
         (_, Ending::Gone) => Some(GUEST_GONE.to_owned()),
         (_, Ending::On(handover::Side::Source)) => {
             let told = seen.failure.clone();
-            Some(told.unwrap_or_else(|| "the migration did not succeed".into()))
+            Some(
+                told.unwrap_or_else(|| {
+                    "the migration did not succeed: KubeVirt gave no reason".into()
+                }),
+            )
         }
         (Phase::RollingBack, Ending::Running) => Some("the source resumed the guest".into()),
         _ => None,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::Event;
 use kube::{Api, Error, Resource, ResourceExt};
@@ -28,6 +29,16 @@ enum SaveError {
     Silence(#[from] tokio::time::error::Elapsed),
 }
 
+impl SaveError {
+    /// Whether there is no place for the object any more.
+    fn is_of_what_goes(&self) -> bool {
+        let Self::Api(Error::Api(status)) = self else {
+            return false;
+        };
+        status.is_not_found() || (status.is_forbidden() && status.message.contains("terminated"))
+    }
+}
+
 impl Reconciler {
     /// Stores the records that changed and tells the news. What cannot be stored is kept for the next
     /// attempt. Says whether all went well.
@@ -44,6 +55,11 @@ impl Reconciler {
                     for news in std::mem::take(&mut record.news) {
                         self.tell(&record, news).await;
                     }
+                }
+                Err(error) if record.migration.is_none() && error.is_of_what_goes() => {
+                    // The namespace goes, and the record with it.
+                    self.unsaved().remove(&uid);
+                    tracing::debug!(namespace = record.namespace, name = record.name, %error, "gone");
                 }
                 Err(error) => {
                     all_went_well = false;
@@ -168,18 +184,25 @@ impl Reconciler {
             namespace = record.namespace, vm, migration = record.name,
             phase = %record.status.phase, reason = news.reason, "{}", news.note
         );
-        let Some(migration) = &record.migration else {
-            return;
-        };
-        let event = Event {
-            type_: news.event_type(),
-            reason: news.reason.to_owned(),
-            note: Some(news.note),
-            action: "Handover".to_owned(),
-            secondary: record.stored.as_ref().map(|stored| stored.object_ref(&())),
-        };
-        let migration = migration.object_ref(&());
-        let published = self.recorder.publish(&event, &migration);
+        // Whoever looks at either object finds it.
+        let migration = record.migration.as_ref();
+        let migration = migration.map(|migration| migration.object_ref(&()));
+        let handover = record.stored.as_ref().map(|stored| stored.object_ref(&()));
+        for (about, other) in [(&migration, &handover), (&handover, &migration)] {
+            let Some(about) = about else { continue };
+            let event = Event {
+                type_: news.event_type(),
+                reason: news.reason.to_owned(),
+                note: Some(news.note.clone()),
+                action: "Handover".to_owned(),
+                secondary: other.clone(),
+            };
+            self.publish(&event, about).await;
+        }
+    }
+
+    async fn publish(&self, event: &Event, about: &ObjectReference) {
+        let published = self.recorder.publish(event, about);
         let published = tokio::time::timeout(PATIENCE, published).await;
         if let Err(error) = published
             .map_err(SaveError::from)

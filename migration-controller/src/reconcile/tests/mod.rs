@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use handover::{
     Barrier, Binding, Chassis, Deadlines, Epoch, Mark, MigrationUid, Original, Phase, PortName,
-    Route, RouteKey, Side, Step, VmName, Write, decide,
+    Route, RouteKey, Side, Step, VmName, Waiting, Write, decide,
 };
 use serde_json::{Value, json};
 
@@ -310,6 +310,66 @@ fn a_finished_handover_reopens_only_for_what_it_must_answer_for() {
             "{phase}, {mark:?}, on {node}, newest: {newest}"
         );
     }
+}
+
+/// Two migrations of one VM, observed: the older one in this phase, the newer one on its way.
+fn two(older: &str, newer: &str, row: &PortRow) -> [Observation; 2] {
+    let objects = VmObjects {
+        vmi: Some(vmi(&json!({ "nodeName": "n1" }))),
+        migrations: vec![
+            migration("m-1", SECOND, older),
+            migration("m-2", "2026-09-01T10:00:09Z", newer),
+        ],
+        handovers: vec![handover("m-1", 7, Phase::Preparing)],
+        ..VmObjects::default()
+    };
+    let mut records = load(&objects, std::slice::from_ref(row));
+    let mut looked: Vec<_> = ["m-2", "m-1"]
+        .map(|uid| {
+            let mut record = records.remove(uid).unwrap();
+            let before = record.status.phase;
+            let seen = look(&mut record, &objects, std::slice::from_ref(row));
+            Looked {
+                before,
+                record,
+                seen,
+            }
+        })
+        .into();
+    plan::order(&mut looked);
+    let [newer, older] = looked.try_into().ok().unwrap();
+    [older.seen, newer.seen]
+}
+
+#[test]
+fn a_migration_that_fails_while_another_runs_writes_nothing_and_takes_nothing_over() {
+    let mut row = port(Some(&mark("m-1", 7)));
+    row.options
+        .insert("requested-chassis".into(), "c1,c2".into());
+    row.binding.chassis = Some("c1".into());
+    row.binding.additional = vec!["c2".into()];
+    let [running, failed] = two("Running", "Failed", &row);
+    assert!(failed.observed.earlier.under_way);
+    let decision = decide(&failed.observed);
+    assert_eq!((decision.write, decision.phase), (None, Phase::RolledBack));
+    assert!(!decide(&running.observed).superseded);
+    // One that waits for it waits on.
+    let [running, waiting] = two("Running", "Pending", &row);
+    assert_eq!(decide(&waiting.observed).write, None);
+    assert!(!decide(&running.observed).superseded);
+}
+
+#[test]
+fn a_migration_is_not_from_where_the_one_before_has_taken_the_guest_away() {
+    let mut row = port(None);
+    row.binding.chassis = Some("c1".into());
+    // KubeVirt's word of the instance is from before.
+    let [_, mut next] = two("Succeeded", "Running", &row);
+    let left_on = next.observed.earlier.left_guest_on.clone();
+    assert_eq!(left_on, Some(Chassis::new("c2", "n2")));
+    next.observed.target = Some(Chassis::new("c3", "n3"));
+    let decision = decide(&next.observed);
+    assert_eq!(decision.waiting, Some(Waiting::EarlierMigration));
 }
 
 #[test]

@@ -174,3 +174,75 @@ fn what_a_policy_asks_for_in_vain_is_said() {
     );
     assert_eq!(told, None);
 }
+
+#[test]
+fn what_was_not_seen_or_done_is_not_in_the_timeline() {
+    let (objects, mut record) = moving();
+    let at = moment(SECOND);
+    record.status.take_step(TimelineStep::Armed, at);
+    // Somebody else's list is still there, and the guest is nowhere.
+    let mut row = port(None);
+    row.options
+        .insert("requested-chassis".into(), "c8,c9".into());
+    let mut objects = objects;
+    objects.migrations = vec![migration("m-1", SECOND, "Succeeded")];
+    record.migration = objects.migrations.first().cloned();
+    let seen = look(&mut record, &objects, std::slice::from_ref(&row));
+    let mut decision = decide(&seen.observed);
+    assert_ne!(decision.phase, Phase::Succeeded);
+    decision.phase = Phase::Succeeded;
+    record.reflect(&decision, &seen, at);
+    for step in [TimelineStep::Settled, TimelineStep::Released] {
+        assert_eq!(record.status.step(step), None);
+    }
+    // The network's owner has ended it: that is seen.
+    let row = bound("w0.tenant", Some("c2"), &[]);
+    let seen = look(&mut record, &objects, &[row]);
+    record.reflect(&decide(&seen.observed), &seen, at);
+    for step in [TimelineStep::Settled, TimelineStep::Released] {
+        assert!(record.status.step(step).is_some());
+    }
+}
+
+#[test]
+fn a_failure_is_told_once_and_a_port_that_is_left_out_is_named() {
+    let (objects, mut record) = moving();
+    let rows = [bound("w0.tenant", Some("c1"), &[])];
+    let seen = look(&mut record, &objects, &rows);
+    let mut decision = decide(&seen.observed);
+    decision.write = None;
+    decision.phase = Phase::Failed;
+    record.reflect(&decision, &seen, moment(SECOND));
+    assert_eq!(news(&record), ["NetworkHandoverFailed"]);
+    assert_eq!(degraded(&record).1, "Failed");
+
+    decision.phase = Phase::Ready;
+    decision.left_out = vec![PortName::new("w0.old")];
+    record.reflect(&decision, &seen, moment(SECOND));
+    let (status, reason, message) = degraded(&record);
+    assert_eq!((status, reason), (ConditionStatus::True, "PortsLeftOut"));
+    assert!(message.contains("w0.old"), "{message}");
+}
+
+#[test]
+fn what_was_prepared_does_not_wait_for_the_guest_any_more() {
+    let (objects, mut record) = moving();
+    let rows = [bound("w0.tenant", Some("c1"), &[])];
+    let seen = look(&mut record, &objects, &rows);
+    let mut decision = decide(&seen.observed);
+    decision.write = None;
+    decision.waiting = Some(handover::Waiting::Guest);
+    let said = |record: &Record| {
+        let found = Condition::find(&record.status.conditions, ConditionType::Prepared).unwrap();
+        (found.status, found.message.clone())
+    };
+    for (phase, message) in [
+        (Phase::Ready, "ready: the guest has not moved yet"),
+        (Phase::Succeeded, "it was before the guest moved"),
+    ] {
+        decision.phase = phase;
+        record.reflect(&decision, &seen, moment(SECOND));
+        let expected = (ConditionStatus::True, message.to_owned());
+        assert_eq!(said(&record), expected);
+    }
+}

@@ -60,10 +60,14 @@ impl Move {
             let here = pods.find(|pod| view.statics.switch_for(pod) == switch);
             row.binding.chassis = here.map(str::to_owned);
         }
+        let opened = self.resumed.then(|| self.to.to_owned());
+        let opened: BTreeSet<_> = opened.into_iter().collect();
         let ports = shown(&rows).into_iter().map(|row| Port {
             name: row.name.clone(),
             config: read_config(&row).unwrap(),
             binding: row.binding,
+            activated: opened.clone(),
+            announces: true,
         });
         let mut signals = Signals::default();
         if self.resumed {
@@ -80,7 +84,9 @@ impl Move {
                 migration: MigrationUid::new(format!("m-{}", self.epoch)),
                 epoch: Epoch(self.epoch),
             },
-            newer_migration: false,
+            newer: handover::Newer::default(),
+            earlier: handover::Earlier::default(),
+            is_named: true,
             outcome: self.outcome,
             source: Some(Chassis::new(self.from, "")),
             target: Some(Chassis::new(self.to, "")),

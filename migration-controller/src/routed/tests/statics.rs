@@ -46,7 +46,7 @@ pub(super) async fn lab(ids: &[(&'static str, &'static str)]) -> Lab {
     lab.southbound.transact("OVN_Southbound", tx).await.unwrap();
     let [_, (_, sb)] = lab.databases.replicas();
     let mut changed = sb.changed();
-    while lab.view("w0").chassis_of("c2", &Everybody).is_none() {
+    while lab.view("w0").chassis_of("c2", &Everybody).is_err() {
         soon(changed.changed()).await.unwrap();
     }
     let port = lab.port(BEFORE).unwrap().0;
