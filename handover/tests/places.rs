@@ -177,7 +177,10 @@ fn a_port_without_an_interface_holds_up_none_of_the_others() {
     assert_eq!(apply(&mut world, &decision), Step::Settle);
     world.ports[0] = bound(world.ports[0].clone(), Some("n2"), &[]);
     world.target_pod_gone = true;
-    assert_eq!(decide(&world).write, None, "it may be about to claim it");
+    let waiting = decide(&world);
+    assert_eq!(waiting.write, None, "it may be about to claim it");
+    let patience = START.after(world.deadlines.peers);
+    assert_eq!(waiting.wake_at, Some(patience));
     world.now = START.after(world.deadlines.peers);
     let decision = decide(&world);
     assert_eq!(apply(&mut world, &decision), Step::Release);
@@ -364,7 +367,8 @@ fn a_success_that_cannot_be_brought_about_is_none() {
         Some(Waiting::ForeignRequest { .. })
     ));
     world.now = START.after(world.deadlines.establish);
-    assert_eq!(decide(&world).phase, Phase::Failed);
+    let failed = decide(&world);
+    assert_eq!((failed.phase, failed.wake_at), (Phase::Failed, None));
 
     // The target's chassis is not known.
     let mut world = observed(vec![port("a", Some("n1"))]);

@@ -62,7 +62,8 @@ pub(super) fn settle(observed: &Observed, side: Side) -> Decision {
     }
     if let Some(waiting) = unbound(observed, here, side) {
         let wait = overdue(observed, Decision::wait(phase, waiting));
-        return wait.until(kept_until).until(patience(observed));
+        let to_come = patience(observed).filter(|until| *until > observed.now);
+        return wait.until(kept_until).until(to_come);
     }
     if !astray.is_empty() {
         return Decision::wait(phase, kept_egress(&astray)).until(kept_until);

@@ -157,7 +157,8 @@ fn it_is_prepared_once_the_barrier_is_met_and_stays_so_while_the_guest_moves() {
         Some(true)
     );
     assert_eq!(standing(row(true), &[paused, back]), Some(false));
-    let unarmed = addressed("w0.tenant", &ADDRESSES);
+    let mut unarmed = addressed("w0.tenant", &ADDRESSES);
+    unarmed.binding.chassis = Some("c1".into());
     assert_eq!(
         standing(vec![unarmed], &[]),
         Some(false),

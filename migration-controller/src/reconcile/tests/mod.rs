@@ -285,8 +285,10 @@ fn a_finished_handover_reopens_only_for_what_it_must_answer_for() {
     ];
     for (phase, mark, node, newest, reopens) in cases {
         let failed = phase == Phase::RolledBack;
+        let told = json!({ "migrationUid": "m-1", "sourceNode": "n1", "targetNode": "n2" });
+        let status = json!({ "nodeName": node, "migrationState": told });
         let objects = VmObjects {
-            vmi: Some(vmi(&json!({ "nodeName": node }))),
+            vmi: Some(vmi(&status)),
             migrations: vec![migration(
                 "m-1",
                 SECOND,
@@ -320,7 +322,10 @@ fn two(older: &str, newer: &str, row: &PortRow) -> [Observation; 2] {
             migration("m-1", SECOND, older),
             migration("m-2", "2026-09-01T10:00:09Z", newer),
         ],
-        handovers: vec![handover("m-1", 7, Phase::Preparing)],
+        handovers: vec![
+            handover("m-1", 7, Phase::Preparing),
+            handover("m-2", 8, Phase::Pending),
+        ],
         ..VmObjects::default()
     };
     let mut records = load(&objects, std::slice::from_ref(row));
