@@ -13,7 +13,7 @@ mod writer;
 pub(crate) use owner::Owners;
 pub(crate) use pair::{Pairs, Target, ends, is_counterpart, shown};
 pub(crate) use places::{PlaceSets, Places};
-pub(crate) use replica::{Databases, PortRow, Unmapped, View};
+pub(crate) use replica::{Databases, PortRow, View};
 pub(crate) use statics::StaticRoutes;
 pub(crate) use tables::{
     AddressSet, Chassis, ChassisPrivate, LogicalRouter, LogicalRouterPolicy, LogicalRouterPort,

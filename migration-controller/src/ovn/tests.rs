@@ -9,6 +9,7 @@ use handover::{
 use ovsdb_rs::{Client, Condition, Datum, Mutation, Row, Transaction};
 use tokio_util::sync::CancellationToken;
 
+use super::replica::Unmapped;
 use super::server::{Server, soon};
 use super::tables::{NORTHBOUND, SOUTHBOUND};
 use super::writer::WRITER_LOCK;
