@@ -30,10 +30,10 @@ pub(super) fn prepare(observed: &Observed) -> Decision {
     let phase = phase_in_flight(observed, Phase::Preparing);
     let unarmed = unarmed(observed, source, target);
     let left_out = left_out(observed, source, target);
-    let decision = if !unarmed.is_empty() {
-        Decision::write(phase, Step::Arm, unarmed)
-    } else {
+    let decision = if unarmed.is_empty() {
         follow(observed, phase, source, target)
+    } else {
+        Decision::write(phase, Step::Arm, unarmed)
     };
     Decision {
         left_out,

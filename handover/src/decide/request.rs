@@ -130,7 +130,7 @@ pub(super) fn original(observed: &Observed, port: &Port, place: &Chassis) -> Ori
 pub(super) fn contradiction<'a>(
     observed: &Observed,
     ends: impl IntoIterator<Item = &'a Chassis>,
-    counts: impl Fn(&&Port) -> bool,
+    counts: impl Fn(&Port) -> bool,
 ) -> Option<Waiting> {
     let ends: Vec<_> = ends.into_iter().collect();
     // What KubeVirt says of this very migration is newer than what it says of those before.
@@ -144,7 +144,11 @@ pub(super) fn contradiction<'a>(
         let none = !claimed.any(|name| is_end(name) || is_left(name));
         none && !port.is_unclaimed()
     };
-    let found = observed.ports.iter().filter(counts).find(is_elsewhere);
+    let found = observed
+        .ports
+        .iter()
+        .filter(|port| counts(port))
+        .find(is_elsewhere);
     found
         .filter(|_| Mend::BoundElsewhere.holds())
         .map(|port| Waiting::BoundElsewhere {

@@ -141,7 +141,7 @@ fn kept_egress(kept: &[RouteWrite]) -> Waiting {
 
 /// Whether a port's binding tells where the guest is. Where an earlier handover's request is what holds
 /// it on its chassis, that says nothing.
-fn is_evidence(port: &&Port) -> bool {
+fn is_evidence(port: &Port) -> bool {
     let mark = port.config.mark.as_ref();
     !mark.is_some_and(|mark| {
         let mut claimed = port.binding.claimed();

@@ -52,9 +52,9 @@ impl Controller {
     }
 
     pub(super) fn knows(&self, migration: &Migration) -> bool {
-        let known = self.migrations.iter();
-        let known = known.filter(|known| known.number == migration.number);
-        known.last().is_some_and(|known| known.begun)
+        let mut known = self.migrations.iter();
+        let known = known.rfind(|known| known.number == migration.number);
+        known.is_some_and(|known| known.begun)
     }
 
     fn is_marked(&self, number: u64) -> bool {
@@ -259,7 +259,7 @@ impl World {
                 && (known.is_marked(other.number) || known.target(other).is_some())
         };
         let succeeded = |other: &&Migration| outcome(other) == Some(Outcome::GuestOn(Side::Target));
-        let last = older().filter(succeeded).next_back();
+        let last = older().rfind(succeeded);
         let took_it_to = last.and_then(|other| known.target(other));
         Earlier {
             under_way: older().any(|other| under_way(&other)),
@@ -347,8 +347,9 @@ impl World {
 
     /// Whether the controller knows which migration is the current one.
     pub(super) fn has_heard(&self) -> bool {
-        let begun = self.migrations.iter().filter(|migration| migration.begun);
-        begun.last().is_none_or(|last| self.controller.knows(last))
+        let mut migrations = self.migrations.iter();
+        let last = migrations.rfind(|migration| migration.begun);
+        last.is_none_or(|last| self.controller.knows(last))
     }
 
     /// Whether what the controller last read of the instance is what it says.

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 
 use super::{Event, Foreign, Routing, Start, World};
 use crate::{FlipPolicy, FlipTiming, Phase, Waiting};
@@ -45,6 +46,7 @@ pub(super) fn event_beside_others() -> impl Strategy<Value = Event> {
 fn config() -> ProptestConfig {
     ProptestConfig {
         cases: 1_500,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
         ..ProptestConfig::default()
     }
 }

@@ -37,6 +37,10 @@ pub(super) enum Stage {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each can come true at any stage, independent of the others"
+)]
 pub(super) struct Migration {
     pub(super) number: u64,
     /// Where the guest was when it was created; once it has begun, where it was then.
@@ -400,7 +404,7 @@ impl World {
             .map(|position| self.migrations[position].source);
         Instance {
             node: moving.or(self.guest).unwrap_or_default(),
-            about: self.migrations.iter().filter(told).next_back().cloned(),
+            about: self.migrations.iter().rfind(told).cloned(),
         }
     }
 
