@@ -58,12 +58,18 @@ pub(super) fn reasons(
         return reasons;
     };
     let late = [
-        ("client", &packets.to_vm, CLIENT),
-        ("guest", &packets.from_vm, GUEST),
+        ("client", &packets.to_vm, 0, CLIENT),
+        (
+            "guest",
+            &packets.from_vm,
+            left_out(&measured.from_vm, pause),
+            GUEST,
+        ),
     ];
-    for (who, traces, allowed) in late {
+    for (who, traces, left_out, allowed) in late {
         let bound = allowed.late;
-        let (late, of) = late_outside(traces, measured.to_vm.period_us, bound, pause);
+        let (late, of) = late_outside(traces, bound, pause);
+        let (late, of) = (late + left_out, of + left_out);
         if late > of.div_ceil(allowed.one_in) {
             reasons.push(format!(
                 "the {who} sent {late} of {of} packets more than {} ms late outside of the pause and {} ms after it",
@@ -95,43 +101,52 @@ pub(super) const fn waiting(rate_hz: u32, pause_ms: u64) -> u64 {
     rate_hz as u64 * 5 / 4 * pause_ms / 1_000
 }
 
-/// How many packets were sent later than `bound`, and how many there were, outside of the pause and what follows it.
-fn late_outside(
-    traces: &[Trace],
-    period_us: u64,
-    bound: Duration,
-    pause: Option<Pause>,
-) -> (u64, u64) {
-    let outside = |trace: &&Trace| {
-        let Some(Pause {
-            paused_ns,
-            awake_ns,
-        }) = pause
-        else {
-            return true;
-        };
-        let sent_ns = trace.sent.beside(paused_ns);
-        let settled = |awake_ns: u64| Duration::from_nanos(awake_ns) + SETTLED;
-        sent_ns < paused_ns
-            || awake_ns.is_some_and(|awake| Duration::from_nanos(sent_ns) > settled(awake))
+/// Whether a time is neither in the pause nor in what follows it.
+fn is_outside(at_ns: u64, pause: Option<Pause>) -> bool {
+    let Some(Pause {
+        paused_ns,
+        awake_ns,
+    }) = pause
+    else {
+        return true;
     };
-    let (mut late, mut of) = (0, 0);
-    for trace in traces.iter().filter(outside) {
-        let Some(late_us) = trace.late_us else {
-            continue;
-        };
-        // Those that the guest's sender left out because of it would have been as late.
-        let left_out = if Duration::from_micros(late_us) > RESCHEDULE {
-            late_us / period_us.max(1)
+    let settled = |awake_ns: u64| Duration::from_nanos(awake_ns) + SETTLED;
+    at_ns < paused_ns || awake_ns.is_some_and(|awake| Duration::from_nanos(at_ns) > settled(awake))
+}
+
+/// How many packets were sent later than `bound`, and how many there were, outside of the pause and what follows it.
+fn late_outside(traces: &[Trace], bound: Duration, pause: Option<Pause>) -> (u64, u64) {
+    let beside_ns = pause.map_or(0, |pause| pause.paused_ns);
+    let outside = |trace: &&Trace| is_outside(trace.sent.beside(beside_ns), pause);
+    let late_us = traces.iter().filter(outside).filter_map(|it| it.late_us);
+    late_us.fold((0, 0), |(late, of), late_us| {
+        let is_late = Duration::from_micros(late_us) > bound;
+        (late + u64::from(is_late), of + 1)
+    })
+}
+
+/// How many packets the guest's sender left out because the guest did not run: those of the gaps that the client saw and
+/// that the sender's lateness explains, outside of the pause and what follows it. By its own clock alone the sender cannot
+/// tell: the clock of a guest that came back to its source was seen to jump by a second while it sent one packet each
+/// millisecond.
+fn left_out(from_vm: &probe::Direction, pause: Option<Pause>) -> u64 {
+    let outside = |gap: &&probe::Gap| {
+        is_outside(gap.start_ns, pause) && is_outside(gap.end_ns, pause) && !spans(gap, pause)
+    };
+    let late_us = from_vm.gaps.iter().filter(outside).map(|gap| {
+        // Gaps are of milliseconds to seconds, and never negative.
+        let late = Duration::try_from_secs_f64(gap.sender_late_ms / 1_000.0).unwrap_or_default();
+        if late > RESCHEDULE {
+            u64::try_from(late.as_micros()).unwrap_or(u64::MAX)
         } else {
             0
-        };
-        of += 1 + left_out;
-        if Duration::from_micros(late_us) > bound {
-            late += 1 + left_out;
         }
-    }
-    (late, of)
+    });
+    late_us.sum::<u64>() / from_vm.period_us.max(1)
+}
+
+fn spans(gap: &probe::Gap, pause: Option<Pause>) -> bool {
+    pause.is_some_and(|pause| (gap.start_ns..=gap.end_ns).contains(&pause.paused_ns))
 }
 
 /// When packets were sent later than `bound`, for whoever wants to know why: from, to, and the latest by how much, in
@@ -217,8 +232,35 @@ mod tests {
         assert_eq!(found(on_time(), traces(0..250, 51), None), 0);
         assert_eq!(found(on_time(), traces(0..251, 51), None), 1);
         assert_eq!(found(on_time(), traces(0..251, 50), None), 0);
-        // One packet after a second in which the guest did not run stands for all that it left out.
-        assert_eq!(found(on_time(), traces(0..1, 1_000), None), 1);
+    }
+
+    #[test]
+    fn what_a_guest_that_does_not_run_leaves_out_is_told_by_the_client() {
+        let left_out = |start: u64, sender_late_ms, pause| {
+            let gap = probe::Gap {
+                start_ns: start * MS,
+                end_ns: (start + 300) * MS,
+                ms: 299.0,
+                error_ms: 0.0,
+                sender_late_ms,
+                open: false,
+            };
+            let from_vm = probe::Direction {
+                gaps: vec![gap],
+                ..measured().from_vm
+            };
+            left_out(&from_vm, pause)
+        };
+        assert_eq!(left_out(500, 290.0, None), 290);
+        // The network's, or what the sender makes up for.
+        assert_eq!(left_out(500, 0.3, None), 0);
+        assert_eq!(left_out(500, 100.0, None), 0);
+        assert_eq!(left_out(500, 290.0, Some(PAUSE)), 290);
+        assert_eq!(left_out(1_900, 290.0, Some(PAUSE)), 0);
+        assert_eq!(left_out(2_100, 290.0, Some(PAUSE)), 0);
+        assert_eq!(left_out(2_701, 290.0, Some(PAUSE)), 290);
+        // A clock that jumps makes one packet late, and nobody misses any.
+        assert_eq!(found(traces(0..0, 0), traces(0..1, 1_000), None), 0);
     }
 
     #[test]
